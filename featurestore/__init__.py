@@ -1,0 +1,1 @@
+"""Recordings in, store out: every clip's waveform and frozen embedding map, computed once."""

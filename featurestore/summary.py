@@ -1,0 +1,81 @@
+"""What a store holds, as numbers and as text."""
+
+from pathlib import Path
+from typing import Any
+
+from shared.command_line import size_text
+from shared.store import FeatureStore
+
+MAX_NAMED = 20
+
+
+def store_facts(store: FeatureStore) -> dict[str, Any]:
+    """Return one flat object of what is in a store."""
+    rate = store.attributes["config"]["clips"]["sample_rate_hz"]
+    statuses = store.recordings["status"].value_counts()
+    primary = store.labels[store.labels["kind"] == "primary"]["species"]
+    return {
+        "clips": store.num_rows,
+        "hours": round(float(store.clips["valid_samples"].sum()) / rate / 3600, 4),
+        "hours_in_tails_left_out": round(store.attributes["tail_samples_left_out"] / rate / 3600, 4),
+        "recordings": len(store.recordings),
+        "species": int(primary.nunique()),
+        "taxonomy": len(store.attributes["taxonomy"]),
+        "labels": len(store.labels),
+        **{status: int(statuses.get(status, 0)) for status in ("ok", "short", "damaged", "unreadable")},
+        "bytes": folder_bytes(store.path),
+        "has_waveforms": store.waveforms is not None,
+        "stage": store.stage,
+        "map_channels": store.maps.row_shape[0],
+        "map_rows": store.maps.row_shape[1],
+        "map_frames": store.maps.row_shape[2],
+        "frame_hop": store.frame_hop,
+        "backbone": store.attributes["config"]["backbone"]["name"],
+        "weights": store.attributes["weights"]["source"],
+        "weights_sha256": store.attributes["weights"]["sha256"],
+        "mel_channels": store.attributes["config"]["mel"]["channels"],
+        "format_version": store.attributes["format_version"],
+        "fingerprint": store.fingerprint,
+    }
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the size of all files of a store."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def named_problems(store: FeatureStore) -> list[str]:
+    """Return one line per recording that is not ok or has a remark, and per oddity of the metadata."""
+    lines = [f"metadata: {line}" for line in store.attributes["problems"]]
+    remarkable = store.recordings[(store.recordings["status"] != "ok") | (store.recordings["reason"] != "")]
+    columns = (remarkable[name].astype(str) for name in ("status", "filename", "reason"))
+    for status, filename, reason in zip(*columns, strict=True):
+        padded = " (padded to a clip)" if status == "short" else ""
+        lines.append(f"{status:10s} {filename}{padded}{': ' + reason if reason else ''}")
+    return lines
+
+
+def summary_text(store: FeatureStore, *, all_problems: bool = False) -> str:
+    """Return the closing summary of a build, also shown by `featurestore info`."""
+    facts = store_facts(store)
+    shape = f"{facts['map_channels']}x{facts['map_rows']}x{facts['map_frames']}"
+    lines = [
+        f"{store.path}: {facts['clips']} clips, {facts['hours']:.2f} hours of audio, "
+        f"{facts['recordings']} recordings, {facts['species']} species, {size_text(facts['bytes'])}",
+        f"  maps/{store.stage} {shape} float16 of {facts['backbone']} ({facts['weights']}); "
+        f"waveforms {'stored' if facts['has_waveforms'] else 'left out'}",
+        f"  recordings: {facts['ok']} ok, {facts['short']} short, {facts['damaged']} damaged, "
+        f"{facts['unreadable']} unreadable",
+    ]
+    clips = store.attributes["config"]["clips"]
+    if facts["hours_in_tails_left_out"]:
+        lines.append(
+            f"  {facts['hours_in_tails_left_out']:.2f} hours in no clip: recordings' ends shorter than "
+            f"clips.min_tail_seconds = {clips['min_tail_seconds']}"
+        )
+    problems = named_problems(store)
+    shown = problems if all_problems else problems[:MAX_NAMED]
+    lines += [f"    {line}" for line in shown]
+    if len(problems) > len(shown):
+        lines.append(f"    and {len(problems) - len(shown)} more: featurestore info --all")
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Recordings into mono clips at one sample rate, streamed, with every defect named."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float32, Int16
+
+from shared.clips import ClipGrid
+
+BLOCK_FRAMES = 1 << 18
+RESCUE_FRAMES = 1 << 10
+INT16_MAX = 32767
+
+# By severity; a recording that several shards decode keeps the worst.
+STATUSES = ("ok", "short", "damaged", "unreadable")
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a file declares about itself, before anything is decoded."""
+
+    num_frames: int
+    sample_rate_hz: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip: samples (S,) float32, of which the first `valid_samples` are audio."""
+
+    samples: Float32[np.ndarray, " s"]
+    valid_samples: int
+
+
+def read_header(path: Path) -> AudioHeader:
+    """Read frames and rate from the header.
+
+    Raises:
+        ValueError: with the reason, where the file is missing, empty or no audio.
+    """
+    if not path.is_file():
+        raise ValueError("no such file")
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty (0 bytes)")
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"libsndfile cannot read it: {error.error_string}") from error
+    if info.frames <= 0:
+        raise ValueError("it holds no samples")
+    return AudioHeader(int(info.frames), int(info.samplerate))
+
+
+@dataclass
+class ClipDecoder:
+    """All clips of one recording in order, decoded once from front to back in blocks.
+
+    Yields exactly the clips that the declared frames promise, so that a plan made from the
+    header stays true: what cannot be decoded is zeros with valid_samples = 0. After the last
+    clip, `problems` says what was found: libsndfile returns short reads without an error for
+    truncated ogg and mp3, so frames read are compared with frames declared.
+    """
+
+    path: Path
+    header: AudioHeader
+    grid: ClipGrid
+    problems: list[str] = field(default_factory=list)
+    num_decoded: int = 0
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES, valid after the last clip."""
+        if self.problems:
+            return "damaged" if self.num_decoded else "unreadable"
+        return "short" if self._num_samples < self.grid.clip_samples else "ok"
+
+    @property
+    def _num_samples(self) -> int:
+        return self.grid.resampled_length(self.header.num_frames, self.header.sample_rate_hz)
+
+    def __iter__(self) -> Iterator[Clip]:
+        clip_samples, hop = self.grid.clip_samples, self.grid.hop_samples
+        blocks = self._resampled_blocks()
+        held = np.zeros(0, np.float32)
+        ended = False
+        for start in self.grid.starts(self._num_samples):
+            wanted = min(clip_samples, self._num_samples - int(start))
+            while len(held) < wanted and not ended:
+                block = next(blocks, None)
+                ended = block is None
+                if block is not None:
+                    held = np.concatenate([held, block])
+            valid = min(wanted, len(held))
+            samples = np.zeros(clip_samples, np.float32)
+            samples[:valid] = held[:valid]
+            yield Clip(samples, self._without_rounding(valid, wanted))
+            held = held[hop:]
+        for _ in blocks:  # read to the end, so that frames can be compared with the header
+            pass
+
+    def _without_rounding(self, valid: int, wanted: int) -> int:
+        """Count a sample or two that the resampler rounded away at the end as audio."""
+        return wanted if valid and wanted - valid <= 2 else valid
+
+    def _resampled_blocks(self) -> Iterator[Float32[np.ndarray, " n"]]:
+        rate, target = self.header.sample_rate_hz, self.grid.sample_rate_hz
+        if rate == target:
+            yield from self._mono_blocks()
+            return
+        stream = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
+        for block in self._mono_blocks():
+            yield stream.resample_chunk(block)
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    def _frames(self) -> Iterator[Float32[np.ndarray, "n ch"]]:
+        """Decode in blocks; where one fails, go on in small ones to what can still be had."""
+        error: Exception | None = None
+        for block_frames in (BLOCK_FRAMES, RESCUE_FRAMES):
+            try:
+                for frames in _read_from(self.path, self.num_decoded, block_frames):
+                    frames = frames[: self.header.num_frames - self.num_decoded]
+                    self.num_decoded += len(frames)
+                    yield frames
+                break
+            except (soundfile.LibsndfileError, OSError) as problem:
+                error = problem
+        if error:
+            self.problems.append(f"decoding stopped: {error}")
+
+    def _mono_blocks(self) -> Iterator[Float32[np.ndarray, " n"]]:
+        """Decode block by block; on the way out, note what was wrong."""
+        not_finite = 0
+        for frames in self._frames():
+            mono = frames.mean(axis=1, dtype=np.float32)
+            bad = ~np.isfinite(mono)
+            not_finite += int(bad.sum())
+            mono[bad] = 0
+            yield mono
+        if self.num_decoded < self.header.num_frames:
+            self.problems.append(
+                f"{self.num_decoded} of {self.header.num_frames} declared frames could be decoded"
+            )
+        if not_finite:
+            self.problems.append(f"{not_finite} samples were NaN or infinite and are set to 0")
+
+
+def _read_from(path: Path, first: int, block_frames: int) -> Iterator[Float32[np.ndarray, "n ch"]]:
+    with soundfile.SoundFile(str(path)) as file:
+        if first:
+            file.seek(first)
+        while len(frames := file.read(block_frames, dtype="float32", always_2d=True)):
+            yield frames
+
+
+def to_int16(samples: Float32[np.ndarray, " s"]) -> tuple[Int16[np.ndarray, " s"], float]:
+    """Return int16 samples and the gain with which `gain * int16` is the waveform again.
+
+    Every clip is scaled to use the whole range: nothing clips (decoders return samples
+    beyond 1.0) and a quiet clip keeps 16 bits. Silence has gain 1/32767.
+    """
+    peak = float(np.abs(samples).max(initial=0.0))
+    gain = np.float32((peak or 1.0) / INT16_MAX)
+    if gain == 0:  # denormal samples are silence
+        return np.zeros(len(samples), np.int16), 1.0 / INT16_MAX
+    scaled = np.rint(samples / gain).clip(-INT16_MAX, INT16_MAX)
+    return scaled.astype(np.int16), float(gain)

@@ -1,0 +1,115 @@
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.config import FitConfig, HeadConfig, LossConfig, MixupConfig
+from trainer.heads import Head
+from trainer.loop import Precision, make_optimiser, recording_scores, train_steps, warmup_cosine
+from trainer.mixup import Batch, mixup
+
+CPU = Precision(torch.device("cpu"))
+
+
+def make_head(dtype: torch.dtype = torch.float32) -> Head:
+    torch.manual_seed(0)
+    head = Head(6, 4, HeadConfig(filters=4, gru_units=8, dropout=0.0)).to(dtype)
+    return head
+
+
+def batch(num: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    weights = (rng.random((num, 4)) < 0.8).astype(np.float32)
+    return Batch(
+        torch.from_numpy(rng.standard_normal((num, 6, 2, 10)).astype(np.float32)),
+        torch.from_numpy((rng.random((num, 4)) < 0.3).astype(np.float32)),
+        torch.from_numpy(weights),
+        torch.ones(num, 10, dtype=torch.bool),
+    )
+
+
+def unmixed(batch: Batch) -> Batch:
+    return batch
+
+
+def train(
+    head: Head, steps: list[list[Batch]], mix: Callable[[Batch], Batch] = unmixed, lr: float = 0.01
+) -> float:
+    optimiser = make_optimiser(head, FitConfig(learning_rate=lr))
+    schedule = warmup_cosine(optimiser, len(steps), 0.1)
+    return train_steps(head, steps, optimiser, schedule, CPU, LossConfig(), 1e9, mix, lambda _: None)
+
+
+def test_accumulated_small_batches_are_the_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_float64(batch: Batch, _: torch.device) -> Batch:
+        return Batch(*(part.double() for part in batch[:3]), batch.mask)
+
+    monkeypatch.setattr("trainer.loop.to_device", in_float64)
+    large, small = make_head(torch.float64), make_head(torch.float64)
+    whole = [batch(12, seed) for seed in range(4)]
+    parts = [[Batch(*(t[i : i + 3] for t in b)) for i in range(0, 12, 3)] for b in whole]
+    losses = train(large, [[b] for b in whole]), train(small, parts)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    for one, two in zip(large.parameters(), small.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_one_batch_can_be_overfitted() -> None:
+    head, one = make_head(), batch(8)
+    first = train(head, [[one]])
+    last = train(head, [[one]] * 400)
+    train(head, [[one]] * 400)
+    with torch.inference_mode():
+        logits = head.eval()(one.maps, one.mask).clip_wise
+    right = (logits > 0) == (one.targets > 0.5)
+    assert last < first / 2
+    assert right[one.weights > 0].all()
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    states = []
+    for _ in range(2):
+        head = make_head()
+        mix = partial(mixup, config=MixupConfig(), rng=np.random.default_rng(5))
+        train(head, [[batch(8, seed)] for seed in range(5)], mix)
+        states.append(head.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_says_where() -> None:
+    head = make_head()
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    bad = batch(4)
+    bad.maps[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="became nan at step 1"):
+        train(head, [[bad]])
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+
+
+def test_vectors_are_not_decayed() -> None:
+    groups = make_optimiser(make_head(), FitConfig()).param_groups
+    assert [group["weight_decay"] for group in groups] == [FitConfig().weight_decay, 0.0]
+    assert all(parameter.ndim <= 1 for parameter in groups[1]["params"])
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    optimiser = make_optimiser(make_head(), FitConfig(learning_rate=1.0))
+    schedule = warmup_cosine(optimiser, 100, 0.1)
+    rates = []
+    for _ in range(100):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert np.argmax(rates) in (9, 10)
+    assert rates[-1] < 0.001
+
+
+def test_a_recordings_score_is_the_mean_of_its_clips_logits() -> None:
+    logits = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]], np.float32)
+    recordings, scores = recording_scores(logits, np.array([7, 7, 2]))
+    assert recordings.tolist() == [2, 7]
+    assert scores.tolist() == [[5, 5], [2, 1]]

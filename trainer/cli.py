@@ -1,0 +1,306 @@
+"""The command line of `trainer`. Heavy imports live inside the commands."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shared.command_line import SET_HELP, one_line_errors, text_table
+
+if TYPE_CHECKING:
+    from shared.store import FeatureStore
+    from trainer.config import TrainConfig
+    from trainer.predict import Predictor
+    from trainer.run import Run
+
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+WEIGHTS_HELP = "Backbone weights, where the features were built from a file."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dawnchorus")
+def main() -> None:
+    """Store in, runs and predictions out.
+
+    \b
+    Example:
+      trainer fit --features features.zarr --out runs/first
+      trainer evaluate runs/first
+      trainer predict runs/first --audio soundscapes --out submission.csv
+    """
+
+
+@main.command()
+@click.option(
+    "--features",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A store of `featurestore build`.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/HEAD-DATE-TIME.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML; default: the baseline.")
+@click.option(
+    "--taxonomy",
+    type=click.Path(path_type=Path),
+    help="CSV with primary_label, or a sample submission; default: the store's species.",
+)
+@click.option("--fold", help="Held-out fold, or 'none' to train on everything; default: the first.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
+@one_line_errors
+def fit(
+    features: Path, out: Path | None, config_path: Path | None, taxonomy: Path | None,
+    fold: str | None, device: str, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Train a head on stored embedding maps.
+
+    The held-out fold is scored after every epoch and never chosen by: the weights kept are the
+    last epoch's.
+
+    \b
+    Example:
+      trainer fit --features features.zarr --out runs/linear --set head.name=linear
+    """
+    from tqdm import tqdm
+
+    from shared.embedder import choose_device
+    from shared.store import FeatureStore
+    from shared.taxonomy import Taxonomy, read_taxonomy
+    from trainer import fit as fitting
+    from trainer.run import parameter_count
+
+    store = FeatureStore(features)
+    config = _train_config(store, config_path, overrides)
+    out = out or Path("runs") / f"{config.head.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = read_taxonomy(taxonomy) if taxonomy else Taxonomy(tuple(store.attributes["taxonomy"]))
+    prepared = fitting.prepare(store, chosen, config, fold)
+    torch_device = choose_device(device)
+    held = prepared.split.held_out
+    click.echo(
+        f"{len(prepared.training_rows)} clips to train on, {len(prepared.validation_rows)} held out "
+        f"({'no fold' if held is None else f'fold {held}'}), {len(chosen)} species, "
+        f"{config.head.name} on {torch_device.type}"
+    )
+    for remark in prepared.split.remarks:
+        click.echo(f"  {remark}")
+    steps = fitting.steps_per_epoch(prepared, config) * config.fit.epochs
+    with tqdm(total=steps, unit="step", desc="training", leave=False) as bar:
+        run = fitting.fit(store, prepared, config, out, torch_device, say=bar.write, step_done=bar.update)
+    click.echo(f"{out}: {parameter_count(run.head)} parameters; next: trainer evaluate {out}")
+
+
+def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, ...]) -> TrainConfig:
+    """Parse the trainer's sections; the features' sections must agree with the store's."""
+    from shared.config import as_sections, differences, parse_config, read_sections
+    from shared.features import FeatureConfig
+    from trainer.config import TrainConfig
+
+    sections = read_sections(path, overrides)
+    feature_sections = as_sections(FeatureConfig())
+    config = parse_config(TrainConfig, sections, foreign=feature_sections)
+    given = {name: values for name, values in sections.items() if name in feature_sections}
+    parse_config(FeatureConfig, given)
+    given.pop("store", None)
+    given.get("backbone", {}).pop("weights", None)
+    built = store.attributes["config"]
+    found = {name: {key: built[name][key] for key in values} for name, values in given.items()}
+    changed = differences(found, given)
+    if changed:
+        raise ValueError(
+            f"{store.path} was built from another config; these differ (store -> config): "
+            f"{'; '.join(changed)}. Build it again with `featurestore build`, or pass the config "
+            "it was built with."
+        )
+    return config
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="Default: the store that the run was trained on.",
+)
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path),
+    help="Score segments of these soundscapes as well; with --truth.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="CSV of events: filename, species, start, stop (s).",
+)
+@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One flat JSON object per run.")
+@one_line_errors
+def evaluate(
+    runs: tuple[Path, ...], features: Path | None, audio: Path | None, truth: Path | None,
+    weights: str | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Score the held-out recordings of one or several runs, with 95 % bootstrap intervals.
+
+    A recording's score is the mean of its clips' logits. Macro ROC-AUC is over the classes with
+    a positive, as in BirdCLEF 2024. With --audio and --truth, the segments of soundscapes are
+    scored against their events too.
+
+    \b
+    Example:
+      trainer evaluate runs/chrononet runs/linear --json
+    """
+    from shared.embedder import choose_device
+    from shared.store import FeatureStore
+    from trainer.evaluate import validation_scores
+    from trainer.loop import Precision
+    from trainer.predict import Predictor
+    from trainer.run import load_run
+
+    if bool(audio) != bool(truth):
+        raise ValueError("--audio and --truth belong together: give both or none.")
+    torch_device = choose_device(device)
+    tables: dict[str, dict[str, Any]] = {}
+    for path in runs:
+        run = load_run(path)
+        run.head.to(torch_device)
+        store = FeatureStore(features or Path(run.facts["features"]))
+        table: dict[str, Any] = dict(
+            validation_scores(run, store, Precision(torch_device)).table(interval=True)
+        )
+        if audio and truth:
+            predictor = Predictor(run, torch_device, weights)
+            segments = _segment_scores(predictor, audio, truth)
+            table |= {f"segment_{name}": value for name, value in segments.items()}
+        tables[str(path)] = {"head": run.train.head.name, **table}
+    if as_json:
+        for table in tables.values():
+            click.echo(json.dumps({k: None if v != v else v for k, v in table.items()}, indent=2))
+    else:
+        click.echo(_scores_text(tables))
+
+
+def _segment_scores(predictor: Predictor, audio: Path, truth: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from trainer.evaluate import Scores, read_events, segment_truth
+    from trainer.predict import find_recordings
+
+    row_ids: list[str] = []
+    scores: list[np.ndarray] = []
+    for path in find_recordings(audio):
+        for segments in predictor.segments(path):
+            scores.append(segments.clip_wise)
+        count = sum(len(part) for part in scores) - len(row_ids)
+        row_ids += [f"{path.stem}_{n * predictor.segment_seconds:g}" for n in range(1, count + 1)]
+    if not scores:
+        raise ValueError(f"{audio} holds no recordings.")
+    species = predictor.run.taxonomy.species
+    events = segment_truth(read_events(truth), row_ids, species, predictor.segment_seconds)
+    return Scores(np.concatenate(scores), events, np.ones_like(events)).table(interval=True)
+
+
+def _scores_text(tables: dict[str, dict[str, Any]]) -> str:
+    """Return a row per run; columns of segments only where they were scored."""
+    columns = {
+        "recordings' macro ROC-AUC": "macro_roc_auc",
+        "cmAP": "cmap",
+        "top-1": "top1",
+        "segments' macro ROC-AUC": "segment_macro_roc_auc",
+    }
+    shown = {title: key for title, key in columns.items() if any(key in t for t in tables.values())}
+
+    def cell(table: dict[str, Any], key: str) -> str:
+        return f"{table[key]:.3f} [{table[f'{key}_low']:.3f}, {table[f'{key}_high']:.3f}]"
+
+    rows = [
+        [path, table["head"], *(cell(table, key) for key in shown.values()),
+         f"{table['classes_scored']}/{table['classes_scored'] + table['classes_left_out']}"]
+        for path, table in tables.items()
+    ]  # fmt: skip
+    return text_table(["run", "head", *shown, "classes scored"], rows)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--audio",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A recording, or a folder of them.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The submission, as in submission.csv.",
+)
+@click.option(
+    "--sample-submission",
+    type=click.Path(path_type=Path),
+    help="Gives columns, their order, and rows for a dry run.",
+)
+@click.option(
+    "--png",
+    type=click.Path(path_type=Path),
+    help="Folder for a picture per recording (needs matplotlib).",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="Events to underline in the pictures: filename, species, start, stop (s).",
+)
+@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@one_line_errors
+def predict(
+    run: Path, audio: Path, out: Path, sample_submission: Path | None, png: Path | None,
+    truth: Path | None, weights: str | None, device: str,
+) -> None:  # fmt: skip
+    """Write a row of probabilities for every 5-second segment of every recording.
+
+    \b
+    Example:
+      trainer predict runs/first --audio unlabeled_soundscapes --out submission.csv \\
+          --sample-submission sample_submission.csv
+    """
+    from tqdm import tqdm
+
+    from shared.embedder import choose_device
+    from trainer.predict import (
+        Predictor,
+        find_recordings,
+        read_sample_submission,
+        write_submission,
+    )
+    from trainer.run import load_run
+
+    opened: Run = load_run(run)
+    sample = read_sample_submission(sample_submission) if sample_submission else None
+    recordings = find_recordings(audio)
+    if not recordings and sample is None:
+        raise ValueError(f"{audio} holds no recordings; for a dry run give --sample-submission.")
+    predictor = Predictor(opened, choose_device(device), weights)
+    with tqdm(total=len(recordings), unit="recording", desc="predicting") as bar:
+        report = write_submission(predictor, recordings, out, sample, bar.update)
+    click.echo(f"{out}: {report.num_rows} rows from {report.num_recordings} recordings")
+    for remark in report.remarks:
+        click.echo(f"  {remark}", err=True)
+    if png:
+        _draw(predictor, recordings, png, truth)
+
+
+def _draw(predictor: Predictor, recordings: list[Path], folder: Path, truth: Path | None) -> None:
+    from trainer.evaluate import read_events
+    from trainer.figure import draw_recording
+
+    events = read_events(truth) if truth else None
+    for path in recordings:
+        here = events[events["stem"] == path.stem] if events is not None else None
+        try:
+            click.echo(f"  {draw_recording(predictor, path, folder, here)}")
+        except ValueError as error:
+            click.echo(f"  no picture of {path.name}: {error}", err=True)

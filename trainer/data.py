@@ -1,0 +1,109 @@
+"""Clips of a store as batches: maps, targets, weights, masks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared.config import parse_config
+from shared.features import FeatureConfig
+from shared.prefetch import prefetched
+from shared.store import FeatureStore
+from shared.taxonomy import Taxonomy
+from trainer.config import LabelConfig
+from trainer.mixup import Batch
+from trainer.sampling import ClipSampler
+from trainer.targets import LabelledClips, Targets, make_targets
+
+SCORE_BATCH = 256
+
+
+def feature_config(store: FeatureStore) -> FeatureConfig:
+    """Return the config that the store was built with."""
+    return parse_config(FeatureConfig, store.attributes["config"])
+
+
+def frame_mask(valid_samples: np.ndarray, *, frame_hop: int, num_frames: int) -> np.ndarray:
+    """Tell (B, T) which frames begin inside the audio; the first one always counts.
+
+    Frames do not tile the clip: frame t stands for the samples from t * frame_hop on.
+    """
+    begins = np.arange(num_frames) * frame_hop
+    return np.asarray((begins < valid_samples[:, None]) | (begins == 0))
+
+
+@dataclass
+class ClipData:
+    """A store under a taxonomy: everything a head needs to know of its clips."""
+
+    store: FeatureStore
+    taxonomy: Taxonomy
+    targets: Targets
+
+    def __init__(self, store: FeatureStore, taxonomy: Taxonomy, labels: LabelConfig) -> None:
+        self.store, self.taxonomy = store, taxonomy
+        self.grid = feature_config(store).clips.grid()
+        tables = LabelledClips(len(store.recordings), store.clips, store.labels, self.grid.clip_samples)
+        self.targets = make_targets(tables, taxonomy, labels)
+        self.recording_of_row = store.clips["recording"].to_numpy(np.int64)
+        self._valid = store.clips["valid_samples"].to_numpy(np.int64)
+
+    def usable_rows(self) -> np.ndarray:
+        """Return rows with enough audio to be judged: a whole tail, or a recording's first clip."""
+        first = self.store.clips["start"].to_numpy() == 0
+        enough = self._valid >= max(1, self.grid.min_tail_samples)
+        return np.flatnonzero(enough | (first & (self._valid > 0)))
+
+    def first_primary(self) -> list[str]:
+        """Return each recording's first primary species, "" where it has none."""
+        primary = self.store.labels[self.store.labels["kind"] == "primary"]
+        first = primary.drop_duplicates("recording").set_index("recording")["species"]
+        return [str(first.get(number, "")) for number in range(len(self.store.recordings))]
+
+    def ratings(self) -> np.ndarray:
+        """Return each recording's rating; 0 where there is none."""
+        if "rating" not in self.store.recordings:
+            return np.zeros(len(self.store.recordings), np.float32)
+        given = self.store.recordings["rating"]
+        return np.array([_number(text) for text in given], np.float32)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Read rows; maps as float16, the rest as the loss takes them."""
+        targets, weights = self.targets.of(rows)
+        maps = self.store.maps.read(rows)
+        mask = frame_mask(self._valid[rows], frame_hop=self.store.frame_hop, num_frames=maps.shape[3])
+        parts = (maps, targets, weights, mask)
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def training_steps(
+    data: ClipData,
+    sampler: ClipSampler,
+    *,
+    num_steps: int,
+    batch_clips: int,
+    accumulate: int,
+    rng: np.random.Generator,
+) -> Iterator[list[Batch]]:
+    """Yield, per optimiser step, `accumulate` batches of drawn clips, read one step ahead."""
+
+    def steps() -> Iterator[list[Batch]]:
+        for _ in range(num_steps):
+            yield [data.batch(sampler.draw(batch_clips, rng)) for _ in range(accumulate)]
+
+    return prefetched(steps())
+
+
+def all_batches(data: ClipData, rows: np.ndarray) -> Iterator[Batch]:
+    """Yield batches of the given rows in order."""
+    return prefetched(
+        data.batch(rows[first : first + SCORE_BATCH]) for first in range(0, len(rows), SCORE_BATCH)
+    )

@@ -1,0 +1,120 @@
+"""Score the held-out recordings of a run, and segments of soundscapes against their truth."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shared.config import differences
+from shared.store import FeatureStore
+from shared.taxonomy import Taxonomy
+from trainer.data import ClipData, all_batches
+from trainer.heads import Head
+from trainer.loop import Precision, recording_scores, score_clips
+from trainer.metrics import RankedScores, score_table
+from trainer.mixup import Batch
+from trainer.run import Run
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores, truth and what is counted, all (N, K); N recordings or segments."""
+
+    scores: np.ndarray
+    truth: np.ndarray
+    counted: np.ndarray
+
+    def table(self, *, interval: bool) -> dict[str, float | int]:
+        """Return the metrics by name."""
+        return score_table(self.scores, self.truth, self.counted, interval=interval)
+
+
+def score_recordings(
+    head: Head, data: ClipData, rows: np.ndarray, batches: Iterable[Batch], precision: Precision
+) -> Scores:
+    """Score recordings by the mean of their clips' logits."""
+    logits = score_clips(head, batches, precision)
+    recordings, scores = recording_scores(logits, data.recording_of_row[rows])
+    targets = data.targets
+    return Scores(scores, targets.recording_truth[recordings], targets.recording_weights[recordings])
+
+
+def check_same_features(run: Run, store: FeatureStore) -> None:
+    """Stop where a store's features are not those that the run was trained on.
+
+    Raises:
+        ValueError: names every differing key.
+    """
+    if store.fingerprint != run.facts["fingerprint"]:
+        lines = differences(run.facts["fingerprint_of"], store.attributes["fingerprint_of"])
+        raise ValueError(
+            f"{store.path} holds other features than {run.path} was trained on (run -> store): "
+            f"{'; '.join(lines)}. Train on this store, or evaluate on the run's own."
+        )
+
+
+def validation_scores(run: Run, store: FeatureStore, precision: Precision) -> Scores:
+    """Score the recordings that the run held out, looked up in `store` by name and audio hash.
+
+    Raises:
+        ValueError: other features, nothing held out, or none of it in the store.
+    """
+    check_same_features(run, store)
+    split = pd.read_csv(run.path / "split.csv", dtype=str, keep_default_na=False)
+    held_out = split[split["side"] == "validation"]
+    if held_out.empty:
+        raise ValueError(f"{run.path} was trained with --fold none: there is nothing held out to score.")
+    keys = set(zip(held_out["filename"], held_out["sha256"], strict=True))
+    there = [
+        key in keys for key in zip(store.recordings["filename"], store.recordings["sha256"], strict=True)
+    ]
+    data = ClipData(store, run.taxonomy, run.train.labels)
+    rows = data.usable_rows()
+    rows = rows[np.array(there)[data.recording_of_row[rows]]]
+    if not len(rows):
+        raise ValueError(f"{store.path} holds none of the recordings that {run.path} held out.")
+    return score_recordings(run.head, data, rows, all_batches(data, rows), precision)
+
+
+def write_class_table(scores: Scores, taxonomy: Taxonomy, path: Path) -> None:
+    """Write ROC-AUC, average precision and number of positives of every class; empty: not scored."""
+    classes = RankedScores(scores.scores, scores.truth, scores.counted).classes(np.ones(len(scores.scores)))
+    pd.DataFrame(
+        {
+            "primary_label": taxonomy.species,
+            "roc_auc": classes.roc_auc,
+            "average_precision": classes.average_precision,
+            "positives": (scores.truth * scores.counted).sum(axis=0).astype(int),
+        }
+    ).to_csv(path, index=False)
+
+
+def read_events(path: Path) -> pd.DataFrame:
+    """Read a truth file: filename, species, start, stop (seconds); adds the file's stem.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    events = pd.read_csv(path)
+    missing = {"filename", "species", "start", "stop"} - set(events.columns)
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}.")
+    return events.assign(stem=[Path(name).stem for name in events["filename"].astype(str)])
+
+
+def segment_truth(
+    events: pd.DataFrame, row_ids: list[str], species: tuple[str, ...], segment_seconds: float
+) -> np.ndarray:
+    """Return (segments, K): 1 where an event overlaps the segment; row ids end in its end second."""
+    by_stem = dict(list(events.groupby("stem")))
+    column = {code: place for place, code in enumerate(species)}
+    truth = np.zeros((len(row_ids), len(species)), np.float32)
+    for row, row_id in enumerate(row_ids):
+        stem, _, end = row_id.rpartition("_")
+        stop = float(end)
+        here = by_stem.get(stem, events.iloc[:0])
+        here = here[(here["start"] < stop) & (here["stop"] > stop - segment_seconds)]
+        truth[row, [column[code] for code in here["species"] if code in column]] = 1
+    return truth

@@ -1,0 +1,90 @@
+"""A picture of a recording: what was heard, and what the run makes of it, frame by frame."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from shared.audio import ClipDecoder, read_header
+from shared.mel import LogMelImage
+from trainer.predict import Predictor
+
+MAX_SECONDS = 60.0
+MAX_LANES = 10
+
+
+def draw_recording(predictor: Predictor, path: Path, folder: Path, truth: pd.DataFrame | None = None) -> Path:
+    """Draw log-mel and the likeliest species' frame-wise probabilities, first minute only.
+
+    With a truth table (species, start, stop in seconds), its events are underlined.
+
+    Raises:
+        ValueError: matplotlib is not installed, or the recording cannot be read.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("pictures need matplotlib: pip install 'dawnchorus[plot]'.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    log_mel, seconds = _log_mel(predictor, path)
+    frames = _frames(predictor, path, seconds)
+    strongest = np.argsort(-frames.max(axis=0))[:MAX_LANES]
+    lanes = sorted(strongest, key=lambda column: int(frames[:, column].argmax()))
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(11, 5.2), sharex=True, height_ratios=[1.1, 1], layout="constrained"
+    )
+    rate = predictor.grid.sample_rate_hz
+    top.imshow(log_mel, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 1))
+    top.set_yticks([])
+    top.set_ylabel(f"mel, 0 to {predictor.run.features.mel.fmax_hz / 1000:g} kHz")
+    top.set_title(f"{path.name}, first {seconds:g} s", loc="left")
+    bottom.imshow(
+        frames[:, lanes].T, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest",
+        extent=(0, len(frames) * predictor.embedder.frame_hop / rate, len(lanes) - 0.5, -0.5),
+    )  # fmt: skip
+    bottom.set_yticks(range(len(lanes)), [predictor.run.taxonomy.species[lane] for lane in lanes])
+    bottom.set_xlabel("seconds")
+    bottom.set_xlim(0, seconds)
+    bottom.set_title("probability per frame (0.5 s)" if truth is None else
+                     "probability per frame; orange: songs that are there", loc="left")  # fmt: skip
+    for row, lane in enumerate(lanes):
+        for event in _events(truth, predictor.run.taxonomy.species[lane]):
+            bottom.plot(event, (row + 0.42, row + 0.42), color="tab:orange", linewidth=3)
+    figure.colorbar(bottom.images[0], ax=[bottom], pad=0.01)
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{path.stem}.png"
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    return out
+
+
+def _events(truth: pd.DataFrame | None, species: str) -> list[tuple[float, float]]:
+    if truth is None:
+        return []
+    mine = truth[truth["species"] == species]
+    return list(zip(mine["start"], mine["stop"], strict=True))
+
+
+def _log_mel(predictor: Predictor, path: Path) -> tuple[np.ndarray, float]:
+    """Return the log-mel (M, frames) of the first minute, and its length in seconds."""
+    grid = predictor.grid
+    decoder = ClipDecoder(path, read_header(path), grid)
+    limit = int(MAX_SECONDS * grid.sample_rate_hz / grid.clip_samples)
+    clips = [clip for clip, _ in zip(decoder, range(limit), strict=False)]
+    image = LogMelImage(predictor.run.features.mel, grid, torch.device("cpu"))
+    waveforms = torch.from_numpy(np.stack([clip.samples for clip in clips]))
+    log_mel = image(waveforms)[:, 0].permute(1, 0, 2).flatten(1).numpy()
+    return log_mel, len(clips) * grid.clip_samples / grid.sample_rate_hz
+
+
+def _frames(predictor: Predictor, path: Path, seconds: float) -> np.ndarray:
+    """Return frame-wise probabilities (frames, K) of the first minute's segments."""
+    parts: list[np.ndarray] = []
+    for segments in predictor.segments(path):
+        parts += list(segments.frame_wise)
+        if len(parts) * predictor.segment_seconds >= seconds:
+            break
+    return np.concatenate(parts[: round(seconds / predictor.segment_seconds)])
