@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from shared.audio import ClipDecoder, read_header
-from shared.mel import LogMelImage
+from shared.mel import LogMelImage, scaled_db
 from trainer.predict import Predictor
 
 MAX_SECONDS = 60.0
@@ -76,7 +76,10 @@ def _log_mel(predictor: Predictor, path: Path) -> tuple[np.ndarray, float]:
     clips = [clip for clip, _ in zip(decoder, range(limit), strict=False)]
     image = LogMelImage(predictor.run.features.mel, grid, torch.device("cpu"))
     waveforms = torch.from_numpy(np.stack([clip.samples for clip in clips]))
-    log_mel = image(waveforms)[:, 0].permute(1, 0, 2).flatten(1).numpy()
+    power = image.power(waveforms)[..., : image.num_frames]
+    # One reference for the whole picture: clip by clip, as the network sees it, it would be in steps.
+    joined = power.permute(1, 0, 2).flatten(1).unsqueeze(0)
+    log_mel = scaled_db(joined, predictor.run.features.mel.top_db)[0].numpy()
     return log_mel, len(clips) * grid.clip_samples / grid.sample_rate_hz
 
 

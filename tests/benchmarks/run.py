@@ -1,0 +1,219 @@
+"""Side-by-side measurements; medians and ratios, since machines are noisy and small.
+
+`make bench` runs all sections, `make bench ONLY=mel` one. Prints a table and writes bench.json, one
+flat object of numbers. Everything runs on made-up audio and needs nothing but the installed package.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared.command_line import text_table
+
+Numbers = dict[str, float]
+REPEATS = 5
+BACKBONE = "tf_efficientnet_lite0"
+
+
+def median_seconds(works: dict[str, Callable[[], object]]) -> Numbers:
+    """Return each work's median wall time; taken in turns, so that a slow minute hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(REPEATS + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if repeat:  # the first is warm-up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def show(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print one section's table."""
+    print(f"\n{title}\n{text_table(header, rows)}", flush=True)
+
+
+def mel() -> Numbers:
+    """Log-mel of 16 clips on the CPU: nnAudio's convolution against the FFT."""
+    from shared.clips import ClipConfig
+    from shared.mel import FftMel, MelConfig, mel_spectrogram_layer
+
+    config, rate = MelConfig(), ClipConfig().sample_rate_hz
+    waveforms = torch.randn(16, ClipConfig().grid().clip_samples)
+    layers = {"nnAudio": mel_spectrogram_layer(config, rate), "FFT": FftMel(config, rate)}
+    with torch.inference_mode():
+        seconds = median_seconds({name: partial(layer, waveforms) for name, layer in layers.items()})
+    ms = {name: value / 16e-3 for name, value in seconds.items()}
+    rows = [[name, f"{value:.2f}", f"{ms['nnAudio'] / value:.1f}"] for name, value in ms.items()]
+    show("Mel spectrogram, CPU", ["engine", "ms per clip", "x nnAudio"], rows)
+    return {"mel.fft_over_nnaudio": ms["nnAudio"] / ms["FFT"]}
+
+
+def forward() -> Numbers:
+    """The frozen backbone on 16 images of 224x320: as timm makes it, folded, and compiled."""
+    from torch._inductor import config as inductor_config
+
+    from shared.backbone import BackboneConfig, load_backbone
+    from shared.timm_door import import_timm
+
+    model = import_timm().create_model(BACKBONE, pretrained=False).eval()
+    eager = torch.nn.Sequential(model.conv_stem, model.bn1, model.blocks)
+    folded = load_backbone(BackboneConfig(name=BACKBONE, weights="random"), torch.device("cpu"))
+    images = torch.rand(16, 3, 224, 320)
+    variants: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"eager": eager, "folded": folded}
+    start = time.perf_counter()
+    inductor_config.freezing = True
+    variants["folded, compiled"] = torch.compile(folded, dynamic=False)
+    with torch.inference_mode():
+        variants["folded, compiled"](images)
+        compile_seconds = time.perf_counter() - start
+        seconds = median_seconds({name: partial(run, images) for name, run in variants.items()})
+    rate = {name: 16 / value for name, value in seconds.items()}
+    rows = [[name, f"{value:.1f}", f"{value / rate['eager']:.2f}"] for name, value in rate.items()]
+    show(f"{BACKBONE} to its last block, CPU fp32", ["engine", "clips/s", "x eager"], rows)
+    print(f"compiling took {compile_seconds:.0f} s")
+    return {
+        "forward.folded_over_eager": rate["folded"] / rate["eager"],
+        "forward.compiled_over_folded": rate["folded, compiled"] / rate["folded"],
+        "forward.compile_seconds": compile_seconds,
+    }
+
+
+def write_recordings(folder: Path, num: int, seconds: float) -> None:
+    """Write noise recordings of two species and their metadata."""
+    import soundfile
+
+    (folder / "audio").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    samples = (0.1 * rng.standard_normal(int(seconds * 32_000))).astype(np.float32)
+    lines = ["filename,primary_label"]
+    for number in range(num):
+        samples[:8] = rng.standard_normal(8) * 0.1
+        with soundfile.SoundFile(
+            folder / "audio" / f"{number}.ogg", "w", 32_000, 1, "VORBIS", format="OGG"
+        ) as f:
+            for first in range(0, len(samples), 32_000):
+                f.write(samples[first : first + 32_000])
+        lines.append(f"{number}.ogg,{'ab'[number % 2]}")
+    (folder / "meta.csv").write_text("\n".join(lines) + "\n")
+
+
+def program(*arguments: object) -> float:
+    """Run a program of ours in a process of its own; return its wall seconds."""
+    start = time.perf_counter()
+    code = f"from {arguments[0]}.cli import main; main()"
+    command = [sys.executable, "-c", code, *(str(argument) for argument in arguments[1:])]
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def build_store(folder: Path, *more: object) -> Path:
+    """Build a folder of write_recordings into a store of the demo's config."""
+    out = folder / "s.zarr"
+    program("featurestore", "build", "--config", "configs/demo.toml", "--metadata", folder / "meta.csv",
+            "--audio", folder / "audio", "--out", out, *more)  # fmt: skip
+    return out
+
+
+def epoch() -> Numbers:
+    """One epoch of head training: from the store, and with everything computed on the fly.
+
+    On the fly, a prefetching DataLoader decodes; nnAudio's log-mel and the frozen backbone as timm
+    makes it run in front of the head for every clip: what training without a store does. The other
+    row gives that side our own fast front end. Clips of each are drawn alike.
+    """
+    from epochs import on_the_fly_seconds_per_clip, stored_seconds_per_clip
+
+    from shared.store import FeatureStore
+
+    with tempfile.TemporaryDirectory() as name:
+        write_recordings(Path(name), 64, 20.0)
+        store = FeatureStore(build_store(Path(name)))
+        stored = stored_seconds_per_clip(store)
+        plain = on_the_fly_seconds_per_clip(store, Path(name) / "audio", fast=False)
+        fast = on_the_fly_seconds_per_clip(store, Path(name) / "audio", fast=True)
+    found = {
+        "cached (this project)": stored,
+        "on the fly, nnAudio + timm": plain,
+        "on the fly, our front end": fast,
+    }
+    rows = [
+        [name, f"{wall * 1e3:.2f}", f"{cpu * 1e3:.2f}", f"{wall / stored[0]:.0f}", f"{cpu / stored[1]:.0f}"]
+        for name, (wall, cpu) in found.items()
+    ]
+    header = ["an epoch of the ChronoNet head", "ms per clip", "CPU ms per clip", "x wall", "x CPU"]
+    show(f"Training a head, {BACKBONE} features", header, rows)
+    return {
+        "fit.on_the_fly_over_cached": plain[0] / stored[0],
+        "fit.on_the_fly_over_cached_cpu": plain[1] / stored[1],
+        "fit.fast_on_the_fly_over_cached": fast[0] / stored[0],
+        "fit.fast_on_the_fly_over_cached_cpu": fast[1] / stored[1],
+    }
+
+
+def memory() -> Numbers:
+    """Peak anonymous memory of building one recording of an hour, and 2,000 of five seconds."""
+    peaks = {}
+    for title, num, seconds in (("1 recording of 60 minutes", 1, 3600.0), ("2,000 of 5 s", 2000, 5.0)):
+        with tempfile.TemporaryDirectory() as name:
+            write_recordings(Path(name), num, seconds)
+            peaks[title] = peak_anonymous_mb(Path(name))
+    show(
+        "Peak anonymous memory of a build", ["recordings", "MB"], [[k, f"{v:.0f}"] for k, v in peaks.items()]
+    )
+    hour, short = peaks.values()
+    return {"memory.hour_mb": hour, "memory.short_mb": short, "memory.difference_mb": abs(hour - short)}
+
+
+def peak_anonymous_mb(folder: Path) -> float:
+    """Watch RssAnon of a build while it runs: page cache and mapped files do not count."""
+    arguments = ["build", "--config", "configs/demo.toml", "--metadata", folder / "meta.csv",
+                 "--audio", folder / "audio", "--out", folder / "s.zarr"]  # fmt: skip
+    code = "from featurestore.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    while child.poll() is None:
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+        except OSError:
+            break
+        for line in status.splitlines():
+            if line.startswith("RssAnon:"):
+                peak = max(peak, int(line.split()[1]))
+        time.sleep(0.05)
+    assert child.wait() == 0
+    return peak / 1000
+
+
+SECTIONS = {"mel": mel, "forward": forward, "epoch": epoch, "memory": memory}
+
+
+def main() -> None:
+    """Run the sections and write bench.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=SECTIONS)
+    only = parser.parse_args().only
+    torch.manual_seed(0)
+    numbers: Numbers = {}
+    for name, section in SECTIONS.items():
+        if only in (None, name):
+            numbers |= section()
+    path = Path("bench.json")
+    path.write_text(json.dumps({name: round(value, 3) for name, value in numbers.items()}, indent=2) + "\n")
+    print(f"\n{path}: {len(numbers)} numbers; peak of this process "
+          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
