@@ -14,6 +14,7 @@ from shared.clips import ClipGrid
 BLOCK_FRAMES = 1 << 18
 RESCUE_FRAMES = 1 << 10
 INT16_MAX = 32767
+OGG_HEADER_BYTES, OGG_PAGE_MAX_BYTES = 27, 65_307
 
 # By severity; a recording that several shards decode keeps the worst.
 STATUSES = ("ok", "short", "damaged", "unreadable")
@@ -143,8 +144,30 @@ class ClipDecoder:
             self.problems.append(
                 f"{self.num_decoded} of {self.header.num_frames} declared frames could be decoded"
             )
+        if self.num_decoded and self.path.is_file() and ogg_is_cut_off(self.path):
+            self.problems.append("the Ogg stream has no end: the file is cut off")
         if not_finite:
             self.problems.append(f"{not_finite} samples were NaN or infinite and are set to 0")
+
+
+def ogg_is_cut_off(path: Path) -> bool:
+    """Tell whether an Ogg file lacks its end: the last page whole, and marked as the last.
+
+    An Ogg header declares no length, so that libsndfile takes a truncated file for a shorter
+    one. Source: RFC 3533, section 6 (header_type flag 0x04). False for other formats.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"OggS":
+            return False
+        file.seek(max(0, size - OGG_PAGE_MAX_BYTES))
+        end = file.read()
+    page = end[end.rfind(b"OggS") :]
+    if len(page) < OGG_HEADER_BYTES or not page[5] & 0x04:
+        return True
+    num_segments = page[OGG_HEADER_BYTES - 1]
+    table_end = OGG_HEADER_BYTES + num_segments
+    return len(page) < table_end + sum(page[OGG_HEADER_BYTES:table_end])
 
 
 def _read_from(path: Path, first: int, block_frames: int) -> Iterator[Float32[np.ndarray, "n ch"]]:

@@ -117,31 +117,23 @@ class StoreWriter:
         self.arrays = arrays
         self.shard_clips = shard_clips
         self._scratch = path / ".tmp"
-        if path.exists():
-            self.attributes = read_attributes(path)
-        else:
-            self.attributes = {
-                "format": FORMAT_NAME,
-                "format_version": FORMAT_VERSION,
-                **attributes,
-                "shard_clips": shard_clips,
-                "num_rows": 0,
-                "tables": None,
-            }
-            self._create()
+        if not path.exists():
+            self._create(attributes)
+        self.attributes = read_attributes(path)
         shutil.rmtree(self._scratch, ignore_errors=True)
         for left_over in path.rglob(".zarr.json.tmp"):
             left_over.unlink()
 
-    def _create(self) -> None:
-        """Write the groups first and the root last: a killed creation leaves no half store."""
-        for group in {Path(name).parent.as_posix() for name in self.arrays} - {"."}:
-            _write_atomically(self.path / group / "zarr.json", _group_document({}))
-        for group in ("commits", "tables"):
-            _write_atomically(self.path / group / "zarr.json", _group_document({}))
+    def _create(self, attributes: dict[str, Any]) -> None:
+        """Make the empty store beside its place and move it there: a kill leaves no half store."""
+        new = self.path.with_name(f".{self.path.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        groups = {Path(name).parent.as_posix() for name in self.arrays} - {"."}
+        for group in (*groups, "commits", "tables"):
+            _write_atomically(new / group / "zarr.json", _group_document({}))
         for name, spec in self.arrays.items():
             zarr.create_array(
-                self.path / name,
+                new / name,
                 shape=(0, *spec.row_shape),
                 dtype=spec.dtype,
                 chunks=(1, *spec.row_shape),
@@ -150,9 +142,17 @@ class StoreWriter:
                 fill_value=0,
                 attributes=spec.attributes,
                 zarr_format=3,
-                overwrite=True,
             )
-        self.write_attributes()
+        root = {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            **attributes,
+            "shard_clips": self.shard_clips,
+            "num_rows": 0,
+            "tables": None,
+        }
+        _write_atomically(new / "zarr.json", _group_document(root))
+        new.replace(self.path)
 
     def write_attributes(self) -> None:
         """Write the root attributes as they are now."""

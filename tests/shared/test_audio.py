@@ -92,6 +92,18 @@ def test_a_truncated_file_keeps_its_clips_and_is_named_damaged(tmp_path: Path, s
     assert any("declared frames could be decoded" in line for line in decoder.problems)
 
 
+@pytest.mark.parametrize("kept", [0.95, 0.5, 0.2])
+def test_an_ogg_that_was_cut_before_the_plan_is_damaged_too(tmp_path: Path, kept: float) -> None:
+    """Its header declares no length: libsndfile takes it for a shorter recording."""
+    path = tmp_path / "x.ogg"
+    soundfile.write(path, noise(8000 * 30), 8000)
+    assert decode(path)[1].status == "ok"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    _, decoder = decode(path)
+    assert decoder.status == "damaged"
+    assert decoder.problems == ["the Ogg stream has no end: the file is cut off"]
+
+
 def test_a_file_that_disappears_is_rows_of_zeros_and_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     soundfile.write(path, noise(16_000), 8000)
