@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from featurestore.plan import Plan
-from shared.audio import STATUSES, Clip, ClipDecoder, to_int16
+from shared.audio import Clip, ClipDecoder, Finding, to_int16
 from shared.clips import ClipGrid
 from shared.config import as_sections, differences
 from shared.embedder import Embedder
@@ -32,7 +32,7 @@ class DecodedBatch:
     waveforms: np.ndarray
     gain: list[float]
     valid_samples: list[int]
-    recordings: dict[str, tuple[str, str]] = field(default_factory=dict)
+    recordings: dict[str, Finding] = field(default_factory=dict)
 
 
 class RowDecoder:
@@ -59,8 +59,7 @@ class RowDecoder:
                 next(self._clips, None)  # past the last clip: the decoder compares the frames
             assert self._decoder is not None
             sha256 = str(self._plan.recordings["sha256"][recording])
-            reason = "; ".join(self._decoder.problems)
-            batch.recordings[sha256] = (self._decoder.status, reason)
+            batch.recordings[sha256] = self._decoder.finding
         return batch
 
     def _clip(self, recording: int, start: int) -> Clip:
@@ -76,9 +75,13 @@ class RowDecoder:
         return clip
 
 
-def worst(statuses: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return the most severe (status, reason) that the shards of one recording saw."""
-    return max(statuses, key=lambda seen: STATUSES.index(seen[0]))
+OVERFLOW = Finding("ok", ("map values passed float16's range and were cut to it",))
+
+
+def add_findings(findings: dict[str, Finding], more: dict[str, Finding]) -> None:
+    """Join what was found of recordings, by audio sha256, into `findings`."""
+    for sha256, finding in more.items():
+        findings[sha256] = findings.get(sha256, Finding("ok")).joined(finding)
 
 
 class Builder:
@@ -101,12 +104,12 @@ class Builder:
             int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize + 20 for spec in self.arrays.values()
         )
 
-    def open(self, attributes: dict[str, Any], *, allow_mixed: bool) -> StoreWriter:
+    def open(self, attributes: dict[str, Any]) -> StoreWriter:
         """Create the store, or go on with a compatible one.
 
         Raises:
-            ValueError: it was built from another config or with other arrays (all differing
-                keys are named), or, unless `allow_mixed`, under other numerics.
+            ValueError: it was built from another config or with other arrays; all differing
+                keys are named.
         """
         writer = StoreWriter(self.path, attributes, self.arrays, self.shard_clips)
         found = writer.attributes
@@ -122,18 +125,26 @@ class Builder:
                 + "; ".join(changed)
                 + ". Build into another --out, or go back to the store's settings."
             )
-        numerics = self.numerics()
-        if numerics not in found["numerics"]:
-            if not allow_mixed:
-                lines = differences(found["numerics"][0], numerics)
-                raise ValueError(
-                    f"{self.path} was built under other numerics, so the last bits of new rows "
-                    f"would differ (store -> now): {'; '.join(lines)}. Use --allow-mixed to go "
-                    "on all the same."
-                )
-            found["numerics"].append(numerics)
-            writer.write_attributes()
         return writer
+
+    def admit_numerics(self, writer: StoreWriter, *, allow_mixed: bool) -> None:
+        """Record what decides the last bits of the rows that will be added.
+
+        Raises:
+            ValueError: it differs from that of the store's rows, unless `allow_mixed`.
+        """
+        numerics, known = self.numerics(), writer.attributes["numerics"]
+        if numerics in known:
+            return
+        if not allow_mixed:
+            lines = differences(known[0], numerics)
+            raise ValueError(
+                f"{self.path} was built under other numerics, so the last bits of new rows "
+                f"would differ (store -> now): {'; '.join(lines)}. Use --allow-mixed to go "
+                "on all the same."
+            )
+        known.append(numerics)
+        writer.write_attributes()
 
     def numerics(self) -> dict[str, Any]:
         """Return what decides the last bits of a feature beside the config."""
@@ -156,8 +167,24 @@ class Builder:
                 missing.append(shard)
         return missing
 
+    def moves_rows(self, writer: StoreWriter, plan: Plan, shards: list[int]) -> bool:
+        """Tell whether a published row would become another clip, rather than rows being added."""
+        if writer.attributes["num_rows"] > plan.num_rows:
+            return True
+        for shard in shards:
+            commit = writer.commit_of(shard)
+            if commit is not None and commit.plan != plan.digest_of_rows(range(*commit.rows)):
+                return True
+        return False
+
     def run(self, writer: StoreWriter, plan: Plan, shards: list[int], progress: Progress) -> None:
-        """Compute, write and commit the given shards; `progress` is told finished clips."""
+        """Compute, write and commit the given shards; `progress` is told finished clips.
+
+        Where recordings were removed or their audio changed, the store is withdrawn first: a
+        reader never finds rows of one recording under another's labels, whenever a kill comes.
+        """
+        if self.moves_rows(writer, plan, shards):
+            writer.withdraw()
         size = self.embedder.batch_clips
         decoder = RowDecoder(plan, self.embedder.grid)
         batches = {shard: _batches(plan.rows_of(shard), size) for shard in shards}
@@ -170,9 +197,9 @@ class Builder:
             mine = itertools.islice(stream, len(batches[shard]))
             files = writer.write_shard(shard, self._embedded(mine, plan, shard, seen, progress))
             rows = plan.rows_of(shard)
-            recordings: dict[str, tuple[str, str]] = {}
+            recordings: dict[str, Finding] = {}
             for batch in seen:
-                recordings |= batch.recordings
+                add_findings(recordings, batch.recordings)
             commit = Commit(
                 rows=(rows.start, rows.stop),
                 plan=plan.digest_of(shard),
@@ -196,11 +223,9 @@ class Builder:
             maps, overflows = self.embedder.embed(batch.waveforms)
             # A row without audio is a row of zeros: never trained on, and named.
             maps[np.array(batch.valid_samples) == 0] = 0
-            for place in np.flatnonzero(overflows):
-                sha256 = str(plan.recordings["sha256"][plan.recording[row + place]])
-                status, reason = batch.recordings[sha256]
-                note = f"{overflows[place]} map values of a clip passed float16's range and were cut"
-                batch.recordings[sha256] = (status, "; ".join(filter(None, [reason, note])))
+            cut = plan.recording[row + np.flatnonzero(overflows)]
+            sha256 = plan.recordings["sha256"].to_numpy()[cut]
+            add_findings(batch.recordings, {str(key): OVERFLOW for key in sha256})
             row += len(batch.waveforms)
             seen.append(
                 DecodedBatch(np.zeros(0, np.int16), batch.gain, batch.valid_samples, batch.recordings)
@@ -211,19 +236,21 @@ class Builder:
     def publish(self, writer: StoreWriter, plan: Plan) -> dict[str, pd.DataFrame]:
         """Gather all commits into the tables and make the store's rows visible."""
         gain, valid_samples = np.zeros(plan.num_rows, np.float32), np.zeros(plan.num_rows, np.int64)
-        seen: dict[str, list[tuple[str, str]]] = {}
+        findings: dict[str, Finding] = {}
         for shard in range(plan.num_shards):
             commit = writer.commit_of(shard)
             assert commit is not None, f"shard {shard} is not committed"
             rows = slice(*commit.rows)
             gain[rows], valid_samples[rows] = commit.gain, commit.valid_samples
-            for sha256, (status, reason) in commit.recordings.items():
-                seen.setdefault(sha256, []).append((status, reason))
+            add_findings(findings, commit.recordings)
         recordings = plan.recordings.copy()
         given = zip(recordings["status"], recordings["reason"], recordings["sha256"], strict=True)
-        found = [worst(seen[str(sha256)]) if not status else (status, why) for status, why, sha256 in given]
-        recordings["status"] = [status for status, _ in found]
-        recordings["reason"] = [reason for _, reason in found]
+        found = [
+            Finding(status, (reason,)) if status else findings[str(sha256)]
+            for status, reason, sha256 in given
+        ]
+        recordings["status"] = [finding.status for finding in found]
+        recordings["reason"] = ["; ".join(finding.reasons) for finding in found]
         clips = pd.DataFrame(
             {
                 "recording": plan.recording.astype(np.int64),
@@ -308,5 +335,5 @@ class RateEstimate:
         self._done += clips
         if self._ticks == self._after and self._num_clips > self._done:
             rate = self._done / (time.monotonic() - self._start)
-            minutes = self._num_clips / rate / 60
-            self._tell(f"about {minutes:.1f} minutes at {rate:.1f} clips/s")
+            minutes = (self._num_clips - self._done) / rate / 60
+            self._tell(f"about {minutes:.1f} minutes to go at {rate:.1f} clips/s")

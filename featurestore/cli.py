@@ -87,21 +87,31 @@ def build(
     embedder = Embedder(config, torch_device)
     builder = Builder(out, embedder, shard_clips=config.store.shard_clips, with_waveforms=not no_waveforms)
     plan = _plan(sources, out, config)
-    num_bytes = plan.num_rows * builder.bytes_per_clip()
+    if not plan.num_rows:
+        first = plan.recordings.iloc[0]
+        raise ValueError(
+            f"none of the {len(plan.recordings)} recordings can be read; the first: "
+            f"{first['filename']}: {first['reason']}."
+        )
+    taxonomy = sources[0].metadata.primary_species()
+    attributes = store_attributes(embedder, builder.numerics(), taxonomy)
+    shards = list(range(plan.num_shards))
+    if out.exists():
+        shards = builder.pending(builder.open(attributes), plan)
+    num_clips = sum(len(plan.rows_of(shard)) for shard in shards)
+    num_bytes = num_clips * builder.bytes_per_clip()
     free = check_free_space(out, num_bytes)
     hours = plan.num_rows * config.clips.hop_seconds / 3600
     click.echo(
         f"{len(plan.recordings)} recordings, {plan.num_rows} clips, about {hours:.2f} hours; "
-        f"{size_text(num_bytes)} on disk of {size_text(free)} free; "
+        f"{num_clips} clips to compute, {size_text(num_bytes)} on disk of {size_text(free)} free; "
         f"{config.backbone.name} on {torch_device.type}"
     )
-    if not plan.num_rows:
-        raise ValueError(f"none of the {len(plan.recordings)} recordings can be read; the first: "
-                         f"{plan.recordings['filename'][0]}: {plan.recordings['reason'][0]}.")  # fmt: skip
-    taxonomy = sources[0].metadata.primary_species()
-    writer = builder.open(store_attributes(embedder, builder.numerics(), taxonomy), allow_mixed=allow_mixed)
+    writer = builder.open(attributes)
+    if shards:
+        builder.admit_numerics(writer, allow_mixed=allow_mixed)
     writer.attributes["taxonomy"] = taxonomy
-    _run(builder, writer, plan)
+    _run(builder, writer, plan, shards)
     _close(out, strict)
 
 
@@ -126,7 +136,9 @@ def _sources(metadata: Path, audio: Path, external: tuple[str, ...], config: Fea
     for _, folder_path, _ in pairs:
         if not folder_path.is_dir():
             raise ValueError(f"audio folder {folder_path} does not exist.")
-    return [Source(read_metadata(csv, grid, source=name), folder) for csv, folder, name in pairs]
+    return [
+        Source(read_metadata(csv, grid, source=name, audio=folder), folder) for csv, folder, name in pairs
+    ]
 
 
 def _refuse_other_output(out: Path) -> None:
@@ -164,16 +176,13 @@ def _plan(sources: list[Source], out: Path, config: FeatureConfig) -> Plan:
         )  # fmt: skip
 
 
-def _run(builder: Builder, writer: StoreWriter, plan: Plan) -> None:
+def _run(builder: Builder, writer: StoreWriter, plan: Plan, shards: list[int]) -> None:
     """Compute what is missing under a progress bar, then publish."""
     from tqdm import tqdm
 
     from featurestore.build import RateEstimate
 
-    shards = builder.pending(writer, plan)
     num_clips = sum(len(plan.rows_of(shard)) for shard in shards)
-    if num_clips < plan.num_rows:
-        click.echo(f"{plan.num_rows - num_clips} clips are there already; {num_clips} to compute")
     grid = builder.embedder.grid
     hours_per_clip = grid.hop_samples / grid.sample_rate_hz / 3600
     with tqdm(total=num_clips, unit="clip", desc="embedding", disable=not num_clips) as bar:

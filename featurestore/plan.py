@@ -59,10 +59,14 @@ class Plan:
         return range(first, min(first + self.shard_clips, self.num_rows))
 
     def digest_of(self, shard: int) -> str:
-        """Digest of what the shard is made from: (audio sha256, start) of every row."""
+        """Digest of what the shard is made from."""
+        return self.digest_of_rows(self.rows_of(shard))
+
+    def digest_of_rows(self, rows: range) -> str:
+        """Digest of (audio sha256, start) of every row; rows past the plan's end are left out."""
         state = hashlib.sha256()
         sha256 = self.recordings["sha256"].to_numpy()
-        for row in self.rows_of(shard):
+        for row in range(rows.start, min(rows.stop, self.num_rows)):
             state.update(f"{sha256[self.recording[row]]} {self.start[row]}\n".encode())
         return state.hexdigest()
 
@@ -129,10 +133,9 @@ def make_plan(
     and come first, so that adding recordings moves no row. `tick` is called per recording.
     """
     metadata, folders = _in_known_order(metadata, folders, known_order)
-    rows = list(metadata.recordings[["filename", "primary_label"]].itertuples(index=False))
     with ThreadPoolExecutor(max_workers=4) as pool:
         inspected = []
-        jobs = pool.map(lambda job: _inspect(*job), zip(folders, rows, strict=True))
+        jobs = pool.map(_inspect, folders, metadata.recordings["filename"])
         for result in jobs:
             inspected.append(result)
             tick(1)
@@ -147,15 +150,27 @@ def make_plan(
     ]
     starts = [grid.starts(length) for length in num_samples]
     lengths = np.array([len(clip_starts) for clip_starts in starts], np.int64)
+    ends = np.array([s[-1] + grid.clip_samples if len(s) else 0 for s in starts], np.int64)
     return Plan(
         recordings=recordings,
         labels=metadata.labels,
-        problems=metadata.problems,
+        problems=metadata.problems + _labels_in_no_clip(metadata.labels, ends),
         paths=[found.path for found in inspected],
         recording=np.repeat(np.arange(len(starts)), lengths),
         start=np.concatenate([*starts, np.zeros(0, np.int64)]),
         shard_clips=shard_clips,
         tail_samples_left_out=sum(grid.tail_left_out(length) for length in num_samples),
+    )
+
+
+def _labels_in_no_clip(labels: pd.DataFrame, ends: np.ndarray) -> tuple[str, ...]:
+    """Count the timed labels that start behind their recording's last clip."""
+    lost = int((labels["start"].to_numpy() >= np.maximum(ends[labels["recording"]], 1)).sum())
+    if not lost:
+        return ()
+    return (
+        f"{lost} timed labels lie behind their recording's last clip and label nothing: the file is "
+        "shorter or unreadable, or its end is shorter than clips.min_tail_seconds",
     )
 
 
@@ -181,11 +196,10 @@ class _Inspected:
     reason: str
 
 
-def _inspect(folder: Path, row: tuple[str, str]) -> _Inspected:
-    filename, primary_label = row
+def _inspect(folder: Path, filename: str) -> _Inspected:
     sha256 = ""
     try:
-        path = find_audio(folder, filename, primary_label)
+        path = find_audio(folder, filename)
         header = read_header(path)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -194,15 +208,13 @@ def _inspect(folder: Path, row: tuple[str, str]) -> _Inspected:
     return _Inspected(path, header, sha256, "")
 
 
-def find_audio(folder: Path, filename: str, primary_label: str) -> Path:
-    """Return the file of a metadata row: `folder/filename`, or below the species' folder (2021).
+def find_audio(folder: Path, filename: str) -> Path:
+    """Return the file of a metadata row.
 
     Raises:
         ValueError: the name leads out of the folder, by `..`, an absolute path or a link.
     """
     path = folder / filename
-    if "/" not in filename and not path.exists():
-        path = folder / primary_label / filename
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError("the file name leads out of the audio folder; it is not read")
     return path

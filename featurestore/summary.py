@@ -70,7 +70,7 @@ def summary_text(store: FeatureStore, *, all_problems: bool = False) -> str:
     clips = store.attributes["config"]["clips"]
     if facts["hours_in_tails_left_out"]:
         lines.append(
-            f"  {facts['hours_in_tails_left_out']:.2f} hours in no clip: recordings' ends shorter than "
+            f"  {facts['hours_in_tails_left_out']:.2g} hours in no clip: recordings' ends shorter than "
             f"clips.min_tail_seconds = {clips['min_tail_seconds']}"
         )
     problems = named_problems(store)

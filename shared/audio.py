@@ -50,9 +50,24 @@ def read_header(path: Path) -> AudioHeader:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"libsndfile cannot read it: {error.error_string}") from error
+    except TypeError as error:  # soundfile's answer to a headerless format, as in x.raw
+        raise ValueError(f"it has no header to read it by: {error}") from error
     if info.frames <= 0:
         raise ValueError("it holds no samples")
     return AudioHeader(int(info.frames), int(info.samplerate))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One of STATUSES, and the reasons."""
+
+    status: str
+    reasons: tuple[str, ...] = ()
+
+    def joined(self, other: "Finding") -> "Finding":
+        """Return the worse status, and the reasons of both, each once."""
+        status = max(self.status, other.status, key=STATUSES.index)
+        return Finding(status, tuple(dict.fromkeys(self.reasons + other.reasons)))
 
 
 @dataclass
@@ -72,11 +87,13 @@ class ClipDecoder:
     num_decoded: int = 0
 
     @property
-    def status(self) -> str:
-        """One of STATUSES, valid after the last clip."""
+    def finding(self) -> "Finding":
+        """What was found, valid after the last clip."""
         if self.problems:
-            return "damaged" if self.num_decoded else "unreadable"
-        return "short" if self._num_samples < self.grid.clip_samples else "ok"
+            status = "damaged" if self.num_decoded else "unreadable"
+        else:
+            status = "short" if self._num_samples < self.grid.clip_samples else "ok"
+        return Finding(status, tuple(self.problems))
 
     @property
     def _num_samples(self) -> int:
@@ -144,23 +161,43 @@ class ClipDecoder:
             self.problems.append(
                 f"{self.num_decoded} of {self.header.num_frames} declared frames could be decoded"
             )
-        if self.num_decoded and self.path.is_file() and ogg_is_cut_off(self.path):
-            self.problems.append("the Ogg stream has no end: the file is cut off")
+        if self.num_decoded and self.path.is_file() and is_cut_off(self.path):
+            self.problems.append("the file is cut off: its own sizes or end marks say so")
         if not_finite:
             self.problems.append(f"{not_finite} samples were NaN or infinite and are set to 0")
 
 
-def ogg_is_cut_off(path: Path) -> bool:
-    """Tell whether an Ogg file lacks its end: the last page whole, and marked as the last.
+def is_cut_off(path: Path) -> bool:
+    """Tell whether an Ogg or WAV file lacks its end, which libsndfile takes for a shorter recording.
 
-    An Ogg header declares no length, so that libsndfile takes a truncated file for a shorter
-    one. Source: RFC 3533, section 6 (header_type flag 0x04). False for other formats.
+    Other formats declare their frames, so that decoding shows it: False for them.
     """
+    with path.open("rb") as file:
+        match file.read(4):
+            case b"OggS":
+                return _ogg_is_cut_off(path)
+            case b"RIFF":
+                return _wav_is_cut_off(path)
+    return False
+
+
+def _wav_is_cut_off(path: Path) -> bool:
+    """Compare the data chunk's size with the file's; sizes of 0 and 2^32 - 1 mean unknown."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        if file.read(4) != b"OggS":
-            return False
-        file.seek(max(0, size - OGG_PAGE_MAX_BYTES))
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            num_bytes = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                return num_bytes not in (0, 0xFFFFFFFF) and file.tell() + num_bytes > size
+            file.seek(num_bytes + num_bytes % 2, 1)
+    return False
+
+
+def _ogg_is_cut_off(path: Path) -> bool:
+    """Look whether the last page is whole and marked as the last (RFC 3533, section 6)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - OGG_PAGE_MAX_BYTES))
         end = file.read()
     page = end[end.rfind(b"OggS") :]
     if len(page) < OGG_HEADER_BYTES or not page[5] & 0x04:

@@ -60,7 +60,9 @@ class Embedder:
     @torch.inference_mode()
     def _forward(self, batch: Int16[np.ndarray, "b s"]) -> np.ndarray:
         waveforms = torch.from_numpy(batch).to(self.device).float() / 32768
-        maps = self.backbone(self.image(waveforms))
+        # On a GPU torch lets convolutions round their inputs to TF32: off by decibels in a log-mel.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            maps = self.backbone(self.image(waveforms))
         return np.asarray(maps.float().cpu().contiguous().numpy())
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from shared.clips import ClipGrid
 
 NO_CALL = ("", "nocall", "noCall")
+MAX_SECONDS = 1e7  # a clip_start_time beyond it is no time
 LABEL_COLUMNS = ["recording", "species", "kind", "start", "stop", "value", "weight"]
 WHOLE = -1  # start and stop of a label that holds for the whole recording
 
@@ -36,29 +38,37 @@ class Metadata:
 
     def primary_species(self) -> list[str]:
         """Return the sorted primary species: the taxonomy of this metadata."""
-        primary = self.labels["kind"] == "primary"
-        return sorted(self.labels["species"][primary].unique())
+        primary = self.labels["species"][self.labels["kind"] == "primary"]
+        return sorted(set(primary) - {""})
 
 
-def read_metadata(path: Path, grid: ClipGrid, *, source: str = "main") -> Metadata:
+def read_metadata(path: Path, grid: ClipGrid, *, source: str = "main", audio: Path | None = None) -> Metadata:
     """Read a CSV with at least `filename` and `primary_label`, one or several rows a recording.
 
-    Rows of one recording (the same file name or xeno-canto id) are its labels: of several
-    species, or, with a `clip_start_time` column (seconds), of several clips. Identical rows
-    are merged and counted. A `primary_label` that is empty or "nocall" means: no species.
+    Rows of one recording (the same file name, or files XC123.* of one xeno-canto id) are its
+    labels: of several species, or, with a `clip_start_time` column (seconds), of several clips.
+    Identical rows are merged and counted. A `primary_label` that is empty or "nocall" means: no
+    species. Bare file names that lie in their species' folder below `audio`, as the metadata of
+    2021 has them, get that folder.
 
     Raises:
         ValueError: not UTF-8, no CSV, no rows, or a column missing.
     """
     table, problems = _read_table(path)
+    if audio is not None:
+        table["filename"] = _below_species(table, audio)
     table["xc_id"] = _xeno_canto_ids(table)
-    key = table["xc_id"].where(table["xc_id"] != "", table["filename"])
+    only_id = table["filename"].str.fullmatch(r"(?:.*/)?XC\d+\.\w+")
+    key = ("XC" + table["xc_id"]).where(only_id, "file " + table["filename"])
     number, first = pd.factorize(key)
     labels, odd = _labels_of_rows(table, number, grid)
     problems += odd
     again = len(table) - len(first)
     if again and "clip_start_time" not in table:
         problems.append(f"{again} rows name a recording that an earlier row names: labels joined")
+    unread = table["filename"].nunique() - len(first)
+    if unread:
+        problems.append(f"{unread} files have the xeno-canto id of an earlier one and are not read")
     recordings = table[~key.duplicated()].reset_index(drop=True)
     recordings.insert(0, "source", source)
     return Metadata(recordings, labels, tuple(f"{path.name}: {line}" for line in problems))
@@ -66,13 +76,16 @@ def read_metadata(path: Path, grid: ClipGrid, *, source: str = "main") -> Metada
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path} is empty; it needs a header and a row per recording.") from error
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is no valid CSV: {str(error).strip()}.") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        message = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"{path} is no valid CSV: {message}.") from error
     for column in ("filename", "primary_label"):
         if column not in table:
             raise ValueError(
@@ -94,6 +107,15 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     return table.reset_index(drop=True), problems
 
 
+def _below_species(table: pd.DataFrame, audio: Path) -> list[str]:
+    return [
+        f"{species}/{name}"
+        if "/" not in name and not (audio / name).exists() and (audio / species / name).exists()
+        else name
+        for name, species in zip(table["filename"], table["primary_label"], strict=True)
+    ]
+
+
 def _xeno_canto_ids(table: pd.DataFrame) -> pd.Series:
     """Return the id behind `XC` in the file name, else at the end of a xeno-canto URL."""
     ids = table["filename"].str.extract(r"(?:^|/)XC(\d+)[^/]*$", expand=False)
@@ -107,7 +129,9 @@ def _labels_of_rows(
 ) -> tuple[pd.DataFrame, list[str]]:
     start, stop, problems = _spans(table, grid)
     primary = table["primary_label"].str.strip()
-    called = ~primary.isin(NO_CALL).to_numpy()
+    primary = primary.where(~primary.isin(NO_CALL), "")
+    # A span without a species is a label too (nobody calls here); a whole recording has none.
+    called = (primary != "").to_numpy() | (start != WHOLE)
     parts = [(recording[called], primary[called].to_numpy(), "primary", start[called], stop[called])]
     if "secondary_labels" in table:
         parsed = [parse_species_list(text) for text in table["secondary_labels"]]
@@ -137,7 +161,7 @@ def _spans(table: pd.DataFrame, grid: ClipGrid) -> tuple[np.ndarray, np.ndarray,
     if "clip_start_time" not in table:
         return whole, whole, []
     seconds = pd.to_numeric(table["clip_start_time"], errors="coerce").to_numpy(float)
-    given = np.isfinite(seconds) & (seconds >= 0)
+    given = np.isfinite(seconds) & (seconds >= 0) & (seconds < MAX_SECONDS)
     written = (table["clip_start_time"].str.strip() != "").to_numpy()
     problems = [
         f"{table['filename'].iloc[row]}: clip_start_time "

@@ -16,6 +16,7 @@ import zarr
 from jaxtyping import Int64
 from zarr.codecs import Crc32cCodec
 
+from shared.audio import Finding
 from shared.features import FORMAT_VERSION
 from shared.shards import MappedShard, ShardDigest, ShardWriter
 from shared.tables import read_tables, tables_digest, write_tables
@@ -42,7 +43,7 @@ class Commit:
     plan: digest of the (audio sha256, start) of every row: what the shard was made from.
     files: array name to size and sha256 of the shard file.
     gain, valid_samples: per row.
-    recordings: audio sha256 to (status, reason) as this shard saw it.
+    recordings: audio sha256 to what this shard found of it.
     """
 
     rows: tuple[int, int]
@@ -50,13 +51,16 @@ class Commit:
     files: dict[str, dict[str, Any]]
     gain: list[float]
     valid_samples: list[int]
-    recordings: dict[str, tuple[str, str]]
+    recordings: dict[str, Finding]
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Commit":
         """Make a commit from its attributes: JSON knows lists where we have tuples."""
         first, stop = document["rows"]
-        recordings = {key: (seen[0], seen[1]) for key, seen in document["recordings"].items()}
+        recordings = {
+            sha256: Finding(found["status"], tuple(found["reasons"]))
+            for sha256, found in document["recordings"].items()
+        }
         return cls(**(document | {"rows": (first, stop), "recordings": recordings}))
 
 
@@ -199,6 +203,12 @@ class StoreWriter:
     def commit(self, shard: int, commit: Commit) -> None:
         """Make a written shard count."""
         _write_atomically(self._commit_file(shard), _group_document(asdict(commit)))
+
+    def withdraw(self) -> None:
+        """Make nothing visible any more: published rows are about to become other recordings'."""
+        if self.attributes["tables"] is not None:
+            self.attributes |= {"num_rows": 0, "tables": None}
+            self.write_attributes()
 
     def publish(self, tables: dict[str, pd.DataFrame]) -> None:
         """Make tables and all committed rows visible in one step: the root's replacement.

@@ -83,7 +83,9 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"{path} is no weights file that torch can load: {first_line}") from error
     for key in ("state_dict", "model"):
-        loaded = loaded.get(key, loaded)
+        loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise ValueError(f"{path} holds no dict of tensors; give a model's state dict.")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 

@@ -147,7 +147,8 @@ def evaluate(
 
     A recording's score is the mean of its clips' logits. Macro ROC-AUC is over the classes with
     a positive, as in BirdCLEF 2024. With --audio and --truth, the segments of soundscapes are
-    scored against their events too.
+    scored against their events too; that interval takes segments as independent, and is too
+    narrow where neighbours are alike.
 
     \b
     Example:
@@ -162,6 +163,8 @@ def evaluate(
 
     if bool(audio) != bool(truth):
         raise ValueError("--audio and --truth belong together: give both or none.")
+    if weights and not audio:
+        raise ValueError("--weights is for --audio: stored features need no backbone.")
     torch_device = choose_device(device)
     tables: dict[str, dict[str, Any]] = {}
     for path in runs:
@@ -192,12 +195,16 @@ def _segment_scores(predictor: Predictor, audio: Path, truth: Path) -> dict[str,
     row_ids: list[str] = []
     scores: list[np.ndarray] = []
     for path in find_recordings(audio):
-        for segments in predictor.segments(path):
-            scores.append(segments.clip_wise)
-        count = sum(len(part) for part in scores) - len(row_ids)
-        row_ids += [f"{path.stem}_{n * predictor.segment_seconds:g}" for n in range(1, count + 1)]
+        try:
+            decoder = predictor.open(path)
+        except ValueError as error:
+            click.echo(f"{path.name} is left out: {error}", err=True)
+            continue
+        parts = [segments.clip_wise for segments in predictor.segments(decoder)]
+        row_ids += [predictor.row_id(path, number) for number in range(sum(map(len, parts)))]
+        scores += parts
     if not scores:
-        raise ValueError(f"{audio} holds no recordings.")
+        raise ValueError(f"{audio} holds no recordings that can be read.")
     species = predictor.run.taxonomy.species
     events = segment_truth(read_events(truth), row_ids, species, predictor.segment_seconds)
     return Scores(np.concatenate(scores), events, np.ones_like(events)).table(interval=True)
@@ -278,6 +285,8 @@ def predict(
     )
     from trainer.run import load_run
 
+    if truth and not png:
+        raise ValueError("--truth is for the pictures of --png: give both.")
     opened: Run = load_run(run)
     sample = read_sample_submission(sample_submission) if sample_submission else None
     recordings = find_recordings(audio)

@@ -65,7 +65,7 @@ def validation_scores(run: Run, store: FeatureStore, precision: Precision) -> Sc
     split = pd.read_csv(run.path / "split.csv", dtype=str, keep_default_na=False)
     held_out = split[split["side"] == "validation"]
     if held_out.empty:
-        raise ValueError(f"{run.path} was trained with --fold none: there is nothing held out to score.")
+        raise ValueError(f"{run.path} has nothing held out to score: it was trained with --fold none.")
     keys = set(zip(held_out["filename"], held_out["sha256"], strict=True))
     there = [
         key in keys for key in zip(store.recordings["filename"], store.recordings["sha256"], strict=True)

@@ -86,7 +86,7 @@ def _log_mel(predictor: Predictor, path: Path) -> tuple[np.ndarray, float]:
 def _frames(predictor: Predictor, path: Path, seconds: float) -> np.ndarray:
     """Return frame-wise probabilities (frames, K) of the first minute's segments."""
     parts: list[np.ndarray] = []
-    for segments in predictor.segments(path):
+    for segments in predictor.segments(predictor.open(path)):
         parts += list(segments.frame_wise)
         if len(parts) * predictor.segment_seconds >= seconds:
             break

@@ -44,16 +44,16 @@ def prepare(store: FeatureStore, taxonomy: Taxonomy, config: TrainConfig, fold: 
         ValueError: fewer than two kinds of recordings to tell apart, or no such fold.
     """
     data = ClipData(store, taxonomy, config.labels)
-    truth = data.targets.recording_truth
-    kinds = {tuple(np.flatnonzero(row)) for row in truth}
+    truth, usable = data.targets.recording_truth, data.usable_rows()
+    has_clip = np.isin(np.arange(len(truth)), data.recording_of_row[usable])
+    kinds = {tuple(np.flatnonzero(row)) for row in truth[has_clip]}
     if len(kinds) < 2:
-        names = [code for column, code in enumerate(taxonomy.species) if truth[:, column].any()]
+        names = [code for column, code in enumerate(taxonomy.species) if truth[has_clip, column].any()]
         raise ValueError(
             f"{store.path} holds recordings of {', '.join(names) or 'no species'} only (within the "
             "taxonomy); a detector needs at least two species, or one and recordings without it."
         )
-    split = make_split(store.recordings, data.first_primary(), config.split, fold)
-    usable = data.usable_rows()
+    split = make_split(store.recordings, data.first_primary(), has_clip, config.split, fold)
     held_out = split.validation[data.recording_of_row]
     training = usable[~held_out[usable] & data.targets.is_known()[usable]]
     weights = np.zeros(len(truth))

@@ -118,6 +118,11 @@ def start_at_prior(classify: nn.Linear) -> None:
     nn.init.constant_(classify.bias, -math.log(max(classify.out_features - 1, 1)))
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return half-precision values as float32, and others as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 class AttentionBlock(nn.Module):
     """Frame-wise classification and attention over frames, per class, always in fp32."""
 
@@ -130,7 +135,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> HeadOutput:
         """Return the frame-wise logits and the logit of the pooled probability."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x if x.dtype == torch.float64 else x.float()
+            x = at_least_fp32(x)
             logits = self.classify(x)
             pooled = attention_pool(logits.sigmoid(), self.attend(x).clamp(-10, 10), mask)
             clamped = pooled.clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
@@ -167,9 +172,10 @@ class Head(nn.Module):
         x = self.body(x.transpose(1, 2))
         if self.name == "attention":
             return HeadOutput(*self.block(x, mask))
-        logits = self.classify(x)
-        held = mask.unsqueeze(2).to(logits.dtype)
-        return HeadOutput(logits, (logits * held).sum(dim=1) / held.sum(dim=1))
+        with torch.autocast(x.device.type, enabled=False):  # half-precision scores would tie
+            logits = self.classify(at_least_fp32(x))
+            held = mask.unsqueeze(2).to(logits.dtype)
+            return HeadOutput(logits, (logits * held).sum(dim=1) / held.sum(dim=1))
 
 
 def shrink_mask(mask: Bool[Tensor, "b t"], num_frames: int) -> Bool[Tensor, "b u"]:

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trainer.config import LossConfig
-from trainer.heads import HeadOutput, shrink_mask
+from trainer.heads import HeadOutput, at_least_fp32, shrink_mask
 
 
 def focal_loss(
@@ -37,7 +37,7 @@ def detection_loss(
     outside = ~shrink_mask(mask, frames.shape[1])
     best_frame = frames.masked_fill(outside.unsqueeze(2), -1e4).amax(dim=1)
     losses = [
-        focal_loss(logits.float() if logits.dtype.itemsize < 4 else logits, targets,
+        focal_loss(at_least_fp32(logits), targets,
                    alpha=config.alpha, gamma=config.gamma)
         for logits in (output.clip_wise, best_frame)
     ]  # fmt: skip

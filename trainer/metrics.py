@@ -74,10 +74,11 @@ class RankedScores:
         return np.asarray(end - before)
 
 
-def top1(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return per row 1.0 where the best-scored class is right, nan where no class is."""
-    right = truth[np.arange(len(scores)), scores.argmax(axis=1)] > 0
-    return np.where((truth > 0).any(axis=1), right.astype(float), np.nan)
+def top1(scores: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Return per row 1.0 where the best-scored class that counts is right, nan where none is."""
+    best = np.where(counted > 0, scores, -np.inf).argmax(axis=1)
+    right = (truth * counted)[np.arange(len(scores)), best] > 0
+    return np.where((truth * counted > 0).any(axis=1), right.astype(float), np.nan)
 
 
 def mean_of_scored(values: np.ndarray) -> float:
@@ -100,7 +101,7 @@ def score_table(
     in a bootstrap sample a class without a positive is left out of that sample's mean.
     """
     ranked = RankedScores(scores, truth, counted)
-    hits = top1(scores, truth * counted)
+    hits = top1(scores, truth, counted)
 
     def at(weights: np.ndarray) -> tuple[float, float, float]:
         classes = ranked.classes(weights)

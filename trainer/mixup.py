@@ -22,9 +22,11 @@ class Batch(NamedTuple):
 def mixup(batch: Batch, config: MixupConfig, rng: np.random.Generator) -> Batch:
     """Mix each clip, with a probability, with another one of the batch.
 
-    Maps, targets and weights are mixed by the same share, drawn per clip from Beta(alpha,
-    alpha) and folded to at least one half; a frame holds audio where it does in either clip.
-    The same generator state gives the same bits. Source: Zhang et al. 2018, arXiv 1710.09412.
+    Maps and targets are mixed by the same share, drawn per clip from Beta(alpha, alpha) and
+    folded to at least one half. A label counts as much as in the clip where it counts less: what
+    is unknown in one part is unknown in the mix. A frame holds audio where it does in either
+    clip. The same generator state gives the same bits. Source: Zhang et al. 2018, arXiv
+    1710.09412.
     """
     num_clips = len(batch.maps)
     shares = rng.beta(config.alpha, config.alpha, num_clips)
@@ -38,9 +40,10 @@ def mixup(batch: Batch, config: MixupConfig, rng: np.random.Generator) -> Batch:
         return s * values + (1 - s) * values[other]
 
     is_mixed = (share < 1).unsqueeze(1)
+    weights = torch.minimum(batch.weights, batch.weights[other])
     return Batch(
         maps=mixed(batch.maps),
         targets=mixed(batch.targets),
-        weights=mixed(batch.weights),
+        weights=torch.where(is_mixed, weights, batch.weights),
         mask=batch.mask | (batch.mask[other] & is_mixed),
     )

@@ -69,17 +69,22 @@ class Predictor:
         """Length of a segment: a clip."""
         return self.grid.clip_samples / self.grid.sample_rate_hz
 
-    def segments(self, path: Path) -> Iterator[Segments]:
-        """Yield the recording's segments in batches, in bounded memory.
+    def open(self, path: Path) -> ClipDecoder:
+        """Return the decoder of a recording's segments; after the last one it tells what it found.
 
         Raises:
-            ValueError: it cannot be read, or nothing of it can be decoded.
+            ValueError: the recording cannot be read.
         """
-        decoder = ClipDecoder(path, read_header(path), self.grid)
+        return ClipDecoder(path, read_header(path), self.grid)
+
+    def segments(self, decoder: ClipDecoder) -> Iterator[Segments]:
+        """Yield the recording's segments in batches, in bounded memory."""
         for clips in prefetched(_grouped(iter(decoder), self.embedder.batch_clips)):
             yield self._score(clips)
-        if decoder.status == "unreadable":
-            raise ValueError("; ".join(decoder.problems))
+
+    def row_id(self, path: Path, segment: int) -> str:
+        """Return the id of a recording's segment, counted from 0: the stem and its end second."""
+        return f"{path.stem}_{(segment + 1) * self.segment_seconds:g}"
 
     @torch.inference_mode()
     def _score(self, clips: list[Clip]) -> Segments:
@@ -170,9 +175,10 @@ def write_submission(
     """Write row_id and a probability per species for every segment of every recording.
 
     Every whole segment gets a row, and a trailing part of at least a second too unless a sample
-    submission is given that has no such row. Rows that the sample has for a recording and that
-    were not predicted (it could not be read, or is shorter) keep the sample's values. Without
-    any recording the sample's rows are written, so that a dry run gets a valid file.
+    submission is given that has no such row. A segment of which nothing could be decoded gets
+    none. Rows that the sample has for a recording and that were not predicted keep the sample's
+    values. Without any recording the sample's rows are written, so that a dry run gets a valid
+    file.
     """
     species = sample.species if sample else predictor.run.taxonomy.species
     report = Report()
@@ -183,9 +189,11 @@ def write_submission(
         report.remarks += writer.remarks
         for path in recordings:
             try:
-                writer.write_recording(path)
+                problems = writer.write_recording(path)
             except (ValueError, OSError) as error:
-                report.remarks += (f"{path.name}: {error}",)
+                problems = [str(error)]
+            if problems:
+                report.remarks += (f"{path.name}: {'; '.join(problems)}",)
             recording_done(1)
         writer.write_rest({path.stem for path in recordings} if recordings else None)
         report.num_rows, report.num_recordings = writer.num_rows, len(recordings)
@@ -220,17 +228,20 @@ class _RowWriter:
         if unasked:
             self.remarks += (f"not in the sample submission, left out: {', '.join(unasked)}",)
 
-    def write_recording(self, path: Path) -> None:
+    def write_recording(self, path: Path) -> list[str]:
+        """Write the rows of a recording; return what was wrong with it."""
+        decoder = self._predictor.open(path)
         segment = 0
-        for segments in self._predictor.segments(path):
+        for segments in self._predictor.segments(decoder):
             for probabilities, valid in zip(segments.clip_wise, segments.valid_samples, strict=True):
+                row_id = self._predictor.row_id(path, segment)
                 segment += 1
-                row_id = f"{path.stem}_{segment * self._predictor.segment_seconds:g}"
                 is_tail = valid < self._predictor.grid.clip_samples
-                if is_tail and self._sample and row_id not in self._sample.rows:
+                if not valid or (is_tail and self._sample and row_id not in self._sample.rows):
                     continue
                 values = np.where(self._columns >= 0, probabilities[self._columns], 0.0)
                 self._write(row_id, [f"{value:.6g}" for value in values])
+        return decoder.problems
 
     def _write(self, row_id: str, values: list[str]) -> None:
         self._csv.writerow([row_id, *values])

@@ -83,16 +83,23 @@ def load_run(path: Path) -> Run:
         facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
         sections = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         tensors = load_file(path / "head.safetensors")
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} has a damaged file: {error}.") from error
-    if facts["format"] != RUN_FORMAT:
-        raise ValueError(f"{path} has run format {facts['format']}; this program reads {RUN_FORMAT}.")
+    missing = {"map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
+    if facts.get("format") != RUN_FORMAT or missing:
+        raise ValueError(
+            f"{path}/run.json has run format {facts.get('format')}; this program reads {RUN_FORMAT}. "
+            "Train again with `trainer fit`."
+        )
     own = as_sections(TrainConfig())
     train = parse_config(TrainConfig, {n: v for n, v in sections.items() if n in own})
     features = parse_config(FeatureConfig, {n: v for n, v in sections.items() if n not in own})
     taxonomy = read_taxonomy(path / "taxonomy.csv")
     head = Head(facts["map_shape"][0], len(taxonomy), train.head)
-    head.load_state_dict(tensors)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}/head.safetensors does not fit config.toml and taxonomy.csv.") from error
     return Run(path, train, features, taxonomy, head.eval(), facts)
 
 

@@ -7,12 +7,12 @@ import pandas as pd
 
 from trainer.config import SplitConfig
 
-ALWAYS_TRAINED = 0
+ALWAYS_TRAINED = -1
 
 
 @dataclass(frozen=True)
 class Split:
-    """fold: per recording, 1.., or ALWAYS_TRAINED; held_out: the fold that is scored, or None."""
+    """fold: per recording, or ALWAYS_TRAINED; held_out: the fold that is scored, or None."""
 
     fold: np.ndarray
     held_out: int | None
@@ -26,29 +26,45 @@ class Split:
         return np.asarray(self.fold == self.held_out)
 
 
-def make_split(recordings: pd.DataFrame, primary: list[str], config: SplitConfig, fold: str | None) -> Split:
+def make_split(
+    recordings: pd.DataFrame,
+    primary: list[str],
+    usable: np.ndarray,
+    config: SplitConfig,
+    fold: str | None,
+) -> Split:
     """Hold out a fold: of the `fold` column where there is one, else of the computed folds.
 
     Args:
         primary: first primary species of every recording, "" for none.
+        usable: per recording, whether it has a clip to train or score on; others join no fold.
         fold: its number, "none" to hold nothing out, None for the first.
 
     Raises:
         ValueError: no such fold.
     """
     given = _given_folds(recordings)
-    folds = computed_folds(recordings["sha256"], primary, config) if given is None else given
+    folds = np.full(len(recordings), ALWAYS_TRAINED)
+    if given is None:
+        species = [name for name, has_clip in zip(primary, usable, strict=True) if has_clip]
+        folds[usable] = computed_folds(recordings["sha256"][usable], species, config)
+    else:
+        folds = np.where(usable, given, ALWAYS_TRAINED)
     names = sorted(set(folds.tolist()) - {ALWAYS_TRAINED})
     if fold == "none":
         return Split(folds, None, ())
+    if not names:
+        raise ValueError(
+            "nothing can be held out: every species has a single recording. Train on all of them "
+            "with --fold none."
+        )
     if fold is None:
-        held_out = names[0] if names else None
+        held_out = names[0]
     elif fold.isdigit() and int(fold) in names:
         held_out = int(fold)
     else:
         raise ValueError(f"--fold {fold}: there are folds {', '.join(map(str, names))} and 'none'.")
-    split = Split(folds, held_out, ())
-    return Split(folds, held_out, _remarks(split, primary))
+    return Split(folds, held_out, _remarks(folds == held_out, primary, usable))
 
 
 def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
@@ -61,8 +77,7 @@ def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
     if odd.any():
         row = recordings[odd].iloc[0]
         raise ValueError(f"fold {row['fold']!r} of {row['filename']} is no number 0, 1, 2, ..")
-    shift = 1 if (folds == 0).any() else 0  # folds counted from 0 become 1..
-    return np.where(whole, folds.fillna(-1) + shift, ALWAYS_TRAINED).astype(np.int64)
+    return np.where(whole, folds.fillna(ALWAYS_TRAINED), ALWAYS_TRAINED).astype(np.int64)
 
 
 def computed_folds(sha256: pd.Series, primary: list[str], config: SplitConfig) -> np.ndarray:
@@ -86,15 +101,14 @@ def computed_folds(sha256: pd.Series, primary: list[str], config: SplitConfig) -
     return groups["key"].map(fold_of_key).to_numpy(np.int64)
 
 
-def _remarks(split: Split, primary: list[str]) -> tuple[str, ...]:
-    validation = split.validation
-    trained = {species for species, held in zip(primary, validation, strict=True) if not held}
-    held = {species for species, held in zip(primary, validation, strict=True) if held}
-    never = sorted(held - trained - {""})
+def _remarks(held_out: np.ndarray, primary: list[str], usable: np.ndarray) -> tuple[str, ...]:
+    """Name the species that are on one side only."""
+    names = np.array(primary, dtype=object)
+    trained = set(names[usable & ~held_out]) - {""}
+    held = set(names[usable & held_out]) - {""}
     lines = []
-    if never:
-        lines.append(f"held out and never trained on: {', '.join(never)}")
-    unscored = sorted(trained - held - {""})
-    if unscored and split.held_out is not None:
-        lines.append(f"trained on and not in the held-out fold: {', '.join(unscored)}")
+    if held - trained:
+        lines.append(f"held out and never trained on: {', '.join(sorted(held - trained))}")
+    if trained - held:
+        lines.append(f"trained on and not in the held-out fold: {', '.join(sorted(trained - held))}")
     return tuple(lines)

@@ -63,6 +63,9 @@ class _Patterns:
             value = labels["value"].to_numpy(np.float32)[chosen]
             weight = labels["weight"].to_numpy(np.float32)[chosen]
             if kind == "secondary":
+                outranked = self.values[place] > 0  # by a primary label of the whole recording
+                place = (place[0][~outranked], place[1][~outranked])
+                value, weight = value[~outranked], weight[~outranked]
                 counts = config.secondary == "soft"
                 value = value * (config.secondary_value if counts else 0.0)
                 weight = weight * counts

@@ -132,14 +132,44 @@ def test_another_config_is_refused_with_the_differing_keys(
     assert file_digests(store) == before
 
 
-def test_other_numerics_are_refused_unless_mixing_is_allowed(
+def test_other_numerics_are_refused_for_new_rows_unless_mixing_is_allowed(
     build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    all_rows = pd.read_csv(tiny_data / "metadata.csv")
+    change_metadata(tiny_data, lambda t: t[:9])
     build_tiny()
     monkeypatch.setattr(building, "_processor", lambda: "another processor")
+    build_tiny()  # nothing to compute: corrected labels may come from any machine
+    all_rows.to_csv(tiny_data / "metadata.csv", index=False)
     build_tiny(status=2)
     store = FeatureStore(build_tiny("tiny.zarr", "--allow-mixed"))
-    assert [n["processor"] for n in store.attributes["numerics"]][1] == "another processor"
+    assert [n["processor"] for n in store.attributes["numerics"]][1:] == ["another processor"]
+
+
+@pytest.mark.parametrize("batches_before_the_kill", [0, 1, 2, 4])
+def test_a_killed_rebuild_never_shows_one_recording_under_another(
+    build_tiny: BuildTiny,
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batches_before_the_kill: int,
+) -> None:
+    path = build_tiny()
+    change_metadata(tiny_data, lambda t: t.drop(index=1))
+    calls, embed = 0, building.Embedder.embed
+
+    def killed(self: building.Embedder, waveforms: np.ndarray) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 1 + batches_before_the_kill:
+            raise KeyboardInterrupt
+        return embed(self, waveforms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building.Embedder, "embed", killed)
+        build_tiny(status=1)
+    with pytest.raises(ValueError, match="unfinished build"):
+        FeatureStore(path)
+    assert file_digests(build_tiny()) == file_digests(build_tiny("fresh.zarr"))
 
 
 def test_a_store_without_waveforms_has_the_same_maps(build_tiny: BuildTiny) -> None:
@@ -218,13 +248,20 @@ def test_a_file_cut_between_plan_and_decoding_is_rows_of_zeros_and_named(
 
 
 def test_map_values_beyond_float16_are_cut_and_named(
-    build_tiny: BuildTiny, monkeypatch: pytest.MonkeyPatch
+    build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the first of several batches of one recording: the later ones must not hide it."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(8000 * 7)
+    soundfile.write(tiny_data / "audio" / "low" / "XC100.wav", noise, 8000)
     forward = building.Embedder._forward
+    calls = 0
 
     def huge(self: building.Embedder, batch: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
         maps = forward(self, batch).copy()
-        maps[0, 0, 0, 0] = 1e6
+        if calls == 2:  # the first batch after the embedder's own probe
+            maps[0, 0, 0, 0] = 1e6
         return maps
 
     monkeypatch.setattr(building.Embedder, "_forward", huge)
@@ -233,6 +270,7 @@ def test_map_values_beyond_float16_are_cut_and_named(
     assert np.isfinite(maps).all()
     assert maps.max() == np.finfo(np.float16).max
     assert "passed float16's range" in store.recordings["reason"][0]
+    assert not any(store.recordings["reason"][1:])
 
 
 def test_external_recordings_join_by_species_and_new_ids(
@@ -264,3 +302,11 @@ def test_too_little_room_is_said_before_any_work(
     monkeypatch.setattr(building.shutil, "disk_usage", lambda _: usage)
     path = build_tiny(status=2)
     assert not path.exists()
+
+
+def test_room_is_asked_for_what_is_missing_only(
+    build_tiny: BuildTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_tiny()
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    build_tiny()

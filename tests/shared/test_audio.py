@@ -28,7 +28,7 @@ def test_clips_are_the_recording_cut_and_padded(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate([clip.samples for clip in clips])[: len(samples)], samples)
     assert [clip.valid_samples for clip in clips] == [8000, 8000, 3000]
     assert not clips[-1].samples[3000:].any()
-    assert decoder.status == "ok"
+    assert decoder.finding.status == "ok"
 
 
 def test_long_recordings_stream_to_the_same_clips_as_decoded_at_once(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_long_recordings_stream_to_the_same_clips_as_decoded_at_once(tmp_path: P
     streamed = np.concatenate([clip.samples for clip in clips])
     assert len(clips) == 30
     assert np.abs(streamed[: len(whole)] - whole).max() < 1e-5
-    assert decoder.status == "ok"
+    assert decoder.finding.status == "ok"
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 22_050, 44_100, 96_000])
@@ -63,7 +63,7 @@ def test_stereo_becomes_the_mean_of_its_channels(tmp_path: Path) -> None:
 def test_a_recording_shorter_than_a_clip_is_padded_and_short(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", noise(500), 8000)
     (clip,), decoder = decode(tmp_path / "x.wav")
-    assert (clip.valid_samples, decoder.status) == (500, "short")
+    assert (clip.valid_samples, decoder.finding.status) == (500, "short")
 
 
 def test_nan_and_infinite_samples_are_silenced_and_named(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_nan_and_infinite_samples_are_silenced_and_named(tmp_path: Path) -> None
     soundfile.write(tmp_path / "x.wav", samples, 8000, subtype="FLOAT")
     (clip,), decoder = decode(tmp_path / "x.wav")
     assert np.isfinite(clip.samples).all()
-    assert decoder.status == "damaged"
+    assert decoder.finding.status == "damaged"
     assert decoder.problems == ["3 samples were NaN or infinite and are set to 0"]
 
 
@@ -88,20 +88,27 @@ def test_a_truncated_file_keeps_its_clips_and_is_named_damaged(tmp_path: Path, s
     assert clips[0].valid_samples == 8000
     assert clips[-1].valid_samples == 0
     assert not clips[-1].samples.any()
-    assert decoder.status == "damaged"
+    assert decoder.finding.status == "damaged"
     assert any("declared frames could be decoded" in line for line in decoder.problems)
 
 
+@pytest.mark.parametrize("suffix", ["ogg", "mp3", "flac", "wav"])
 @pytest.mark.parametrize("kept", [0.95, 0.5, 0.2])
-def test_an_ogg_that_was_cut_before_the_plan_is_damaged_too(tmp_path: Path, kept: float) -> None:
-    """Its header declares no length: libsndfile takes it for a shorter recording."""
-    path = tmp_path / "x.ogg"
+def test_a_file_that_was_cut_before_the_plan_is_damaged_too(tmp_path: Path, kept: float, suffix: str) -> None:
+    """libsndfile takes an ogg or wav that was cut off for a shorter recording."""
+    path = tmp_path / f"x.{suffix}"
     soundfile.write(path, noise(8000 * 30), 8000)
-    assert decode(path)[1].status == "ok"
+    assert decode(path)[1].finding.status == "ok"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     _, decoder = decode(path)
-    assert decoder.status == "damaged"
-    assert decoder.problems == ["the Ogg stream has no end: the file is cut off"]
+    assert decoder.finding.status == "damaged"
+    assert decoder.problems
+
+
+def test_headerless_audio_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.raw").write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match="no header"):
+        read_header(tmp_path / "x.raw")
 
 
 def test_a_file_that_disappears_is_rows_of_zeros_and_unreadable(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_a_file_that_disappears_is_rows_of_zeros_and_unreadable(tmp_path: Path) 
     path.unlink()
     decoder = ClipDecoder(path, header, GRID)
     assert [clip.valid_samples for clip in decoder] == [0, 0]
-    assert decoder.status == "unreadable"
+    assert decoder.finding.status == "unreadable"
 
 
 @pytest.mark.parametrize(

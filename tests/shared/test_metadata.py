@@ -103,6 +103,7 @@ def test_no_call_rows_have_no_label(tmp_path: Path) -> None:
             "not UTF-8.*save it as UTF-8",
         ),
         (b'filename,primary_label\n"x,a\n', "no valid CSV"),
+        (b"filename,primary_label\nx,a,\n", "no valid CSV"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -127,6 +128,27 @@ def test_external_recordings_are_kept_by_species_and_once_per_id(tmp_path: Path)
     joined = join([main, kept])
     assert list(joined.recordings["time"]) == ["", "", "9"]
     assert labels(joined)[-1] == (2, "a", "primary", WHOLE, WHOLE)
+
+
+def test_only_files_named_by_their_id_alone_are_one_recording(tmp_path: Path) -> None:
+    parts = read(tmp_path, "filename,primary_label\na/XC1_part1.ogg,a\na/XC1_part2.ogg,a\n")
+    assert len(parts.recordings) == 2
+    text = "filename,primary_label,url\n1.wav,a,https://xeno-canto.org/5\n2.wav,a,https://xeno-canto.org/5\n"
+    assert len(read(tmp_path, text).recordings) == 2
+    doubled = read(tmp_path, "filename,primary_label\na/XC1.ogg,a\nb/XC1.mp3,b\n")
+    assert len(doubled.recordings) == 1
+    assert "1 files have the xeno-canto id of an earlier one" in doubled.problems[-1]
+
+
+def test_bare_names_of_several_species_are_found_below_them(tmp_path: Path) -> None:
+    for name in ("audio/a/001.wav", "audio/b/001.wav", "audio/002.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    path = tmp_path / "meta.csv"
+    path.write_text("filename,primary_label\n001.wav,a\n001.wav,b\n002.wav,a\n002.wav,b\n")
+    metadata = read_metadata(path, GRID, audio=tmp_path / "audio")
+    assert list(metadata.recordings["filename"]) == ["a/001.wav", "b/001.wav", "002.wav"]
+    assert [row[:2] for row in labels(metadata)] == [(0, "a"), (1, "b"), (2, "a"), (2, "b")]
 
 
 def test_files_without_an_id_are_never_taken_for_each_other(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.audio import Finding
 from shared.shards import MappedShard, ShardWriter
 from shared.store import ArraySpec, Commit, FeatureStore, StoreWriter, read_attributes
 from shared.tables import read_tables, tables_digest, write_tables
@@ -50,7 +51,14 @@ def write_store(path: Path, num_rows: int) -> dict[str, np.ndarray]:
         count = part.stop - part.start
         writer.commit(
             shard,
-            Commit((part.start, part.stop), "plan", files, [1.0] * count, [50] * count, {}),
+            Commit(
+                (part.start, part.stop),
+                "plan",
+                files,
+                [1.0] * count,
+                [50] * count,
+                {"a": Finding("ok", ("x",))},
+            ),
         )
     writer.publish(tables(num_rows))
     return data

@@ -119,6 +119,12 @@ def test_the_attention_block_stays_in_fp32_and_finite_when_it_is_certain() -> No
     assert torch.isfinite(output.clip_wise).all()
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_scores_are_fp32_under_autocast(name: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert make_head(name)(maps(), full()).clip_wise.dtype == torch.float32
+
+
 def test_training_starts_at_one_over_the_number_of_classes() -> None:
     block = AttentionBlock(4, 50)
     start = block(torch.zeros(1, 10, 4), full(1)).clip_wise.sigmoid()

@@ -19,7 +19,8 @@ def problem(seed: int, num_rows: int = 40, num_classes: int = 6) -> tuple[np.nda
 @given(st.integers(0, 10_000))
 def test_metrics_agree_with_scikit_learn_per_class_with_ties_and_weights(seed: int) -> None:
     scores, truth = problem(seed)
-    weights = 1.0 + np.random.default_rng(seed).integers(0, 3, len(scores))
+    weights = np.random.default_rng(seed).integers(0, 3, len(scores)).astype(float)
+    weights[:2] = 1  # the rows that give every class a positive and a negative
     classes = RankedScores(scores, truth, np.ones_like(truth)).classes(weights)
     for k in range(scores.shape[1]):
         auc = roc_auc_score(truth[:, k], scores[:, k], sample_weight=weights)
@@ -73,4 +74,7 @@ def test_the_interval_holds_the_value_and_narrows_with_more_rows() -> None:
 def test_top1_counts_rows_with_a_label_only() -> None:
     scores = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     truth = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    assert np.allclose(top1(scores, truth), [1, 0, np.nan], equal_nan=True)
+    everything = np.ones_like(truth)
+    assert np.allclose(top1(scores, truth, everything), [1, 0, np.nan], equal_nan=True)
+    masked = np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])  # the secondary species of the second
+    assert np.allclose(top1(scores, truth, masked), [1, 1, np.nan], equal_nan=True)

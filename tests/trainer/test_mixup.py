@@ -27,19 +27,19 @@ def test_probability_0_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(mixed, batch(), strict=True))
 
 
-def test_maps_targets_and_weights_are_mixed_with_the_same_clip_by_the_same_share() -> None:
+def test_maps_and_targets_are_mixed_with_the_same_clip_by_the_same_share() -> None:
     """With clips numbered by a constant map, the share can be read off and must explain the rest."""
     num = 32
     eye = torch.eye(num)
     plain = Batch(
         eye.view(num, num, 1, 1).expand(-1, -1, 2, 10),
         eye,
-        eye,
+        torch.ones(num, num),
         torch.ones(num, 10, dtype=torch.bool),
     )
     mixed = mixup(plain, MixupConfig(probability=1.0, alpha=1.0), np.random.default_rng(0))
     assert torch.allclose(mixed.maps[:, :, 0, 0], mixed.targets)
-    assert torch.allclose(mixed.targets, mixed.weights)
+    assert (mixed.weights == 1).all()
     assert torch.allclose(mixed.targets.sum(dim=1), torch.ones(num))
     own = mixed.targets.diagonal()
     assert (own >= 0.5 - 1e-6).all()
@@ -50,3 +50,11 @@ def test_a_frame_holds_audio_where_it_does_in_either_clip() -> None:
     mixed = mixup(batch(), MixupConfig(probability=1.0), np.random.default_rng(0))
     assert (mixed.mask | ~batch().mask).all()
     assert mixed.mask.sum() > batch().mask.sum()
+
+
+def test_what_is_unknown_in_one_part_is_unknown_in_the_mix() -> None:
+    plain = batch(64)
+    mixed = mixup(plain, MixupConfig(probability=1.0, alpha=1.0), np.random.default_rng(0))
+    assert not mixed.weights[plain.weights == 0].any()
+    assert (mixed.weights <= plain.weights).all()
+    assert mixed.weights.sum() < plain.weights.sum()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import SplitConfig
-from trainer.splits import ALWAYS_TRAINED, computed_folds, make_split
+from trainer.splits import ALWAYS_TRAINED, Split, computed_folds, make_split
 
 species_lists = st.lists(st.sampled_from(["a", "b", "c", "d", ""]), min_size=4, max_size=60)
 
@@ -14,6 +14,10 @@ def recordings(num: int, **columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {"filename": [f"{n}.ogg" for n in range(num)], "sha256": [f"h{n}" for n in range(num)], **columns}
     )
+
+
+def split_all(table: pd.DataFrame, primary: list[str], fold: str | None) -> Split:
+    return make_split(table, primary, np.ones(len(table), bool), SplitConfig(), fold)
 
 
 @given(species_lists, st.integers(2, 6), st.integers(0, 5))
@@ -40,14 +44,14 @@ def test_recordings_of_the_same_bytes_are_on_the_same_side(species: list[str], s
 
 def test_a_fold_column_is_respected() -> None:
     table = recordings(6, fold=["1", "1", "2", "2", "3", ""])
-    split = make_split(table, list("ababab"), SplitConfig(), "2")
+    split = split_all(table, list("ababab"), "2")
     assert split.validation.tolist() == [False, False, True, True, False, False]
     assert split.fold[5] == ALWAYS_TRAINED
 
 
-def test_folds_counted_from_0_are_counted_from_1() -> None:
+def test_folds_counted_from_0_keep_their_names() -> None:
     table = recordings(4, fold=["0", "0.0", "1", "1"])
-    assert make_split(table, list("abab"), SplitConfig(), None).validation.tolist() == [
+    assert split_all(table, list("abab"), None).validation.tolist() == [
         True,
         True,
         False,
@@ -57,23 +61,23 @@ def test_folds_counted_from_0_are_counted_from_1() -> None:
 
 def test_the_first_fold_is_held_out_unless_said_otherwise() -> None:
     table = recordings(20)
-    assert make_split(table, ["a", "b"] * 10, SplitConfig(), None).held_out == 1
-    assert not make_split(table, ["a", "b"] * 10, SplitConfig(), "none").validation.any()
+    assert split_all(table, ["a", "b"] * 10, None).held_out == 1
+    assert not split_all(table, ["a", "b"] * 10, "none").validation.any()
 
 
 def test_a_fold_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match="--fold 9: there are folds 1, 2, 3, 4, 5 and 'none'"):
-        make_split(recordings(20), ["a", "b"] * 10, SplitConfig(), "9")
+        split_all(recordings(20), ["a", "b"] * 10, "9")
 
 
 def test_a_fold_that_is_no_number_is_named() -> None:
     with pytest.raises(ValueError, match=r"fold 'x' of 1\.ogg"):
-        make_split(recordings(2, fold=["1", "x"]), ["a", "b"], SplitConfig(), None)
+        split_all(recordings(2, fold=["1", "x"]), ["a", "b"], None)
 
 
 def test_species_on_one_side_only_are_named() -> None:
     table = recordings(5, fold=["1", "1", "2", "2", "2"])
-    split = make_split(table, ["a", "b", "a", "c", "c"], SplitConfig(), "1")
+    split = split_all(table, ["a", "b", "a", "c", "c"], "1")
     assert split.remarks == (
         "held out and never trained on: b",
         "trained on and not in the held-out fold: c",

@@ -60,6 +60,19 @@ def test_a_whole_and_a_timed_label_add_up() -> None:
     assert (weights == 1).all()
 
 
+def test_a_timed_secondary_label_takes_no_primary_one_away() -> None:
+    made = targets([(0, "a", "primary", WHOLE, WHOLE), (0, "a", "secondary", 0, 100)])
+    values, weights = made.of(np.arange(3))
+    assert values.tolist() == [[1, 0, 0]] * 3
+    assert (weights == 1).all()
+
+
+def test_a_span_without_a_species_is_known_to_be_empty_and_the_rest_unknown() -> None:
+    values, weights = targets([(0, "", "primary", 100, 200)]).of(np.arange(3))
+    assert not values.any()
+    assert weights.any(axis=1).tolist() == [False, True, False]
+
+
 def test_recordings_are_scored_by_all_their_primary_labels() -> None:
     made = targets(
         [(0, "a", "primary", 0, 100), (0, "b", "primary", 200, 300), (0, "c", "secondary", -1, -1)]
