@@ -17,7 +17,7 @@ from trainer.config import TrainConfig
 from trainer.data import ClipData, all_batches, feature_config, training_steps
 from trainer.evaluate import score_recordings, write_class_table
 from trainer.heads import Head
-from trainer.loop import Precision, make_optimiser, train_steps, warmup_cosine
+from trainer.loop import Precision, Training, make_optimiser, warmup_cosine
 from trainer.mixup import mixup
 from trainer.run import Run, create_run, save_progress, software_versions
 from trainer.sampling import ClipSampler, recording_weights
@@ -95,6 +95,7 @@ def fit(
     optimiser = make_optimiser(head, config.fit)
     schedule = warmup_cosine(optimiser, num_steps * config.fit.epochs, config.fit.warmup)
     precision = Precision(device)
+    training = Training(head, optimiser, schedule, precision, config.loss, config.fit.clip_norm)
     for epoch in range(1, config.fit.epochs + 1):
         start = time.perf_counter()
         epoch_rng = np.random.default_rng([config.fit.seed, epoch])
@@ -103,10 +104,8 @@ def fit(
             data, prepared.sampler, num_steps=num_steps, batch_clips=config.fit.batch_clips,
             accumulate=config.fit.accumulate, rng=epoch_rng,
         )  # fmt: skip
-        loss = train_steps(
-            head, steps, optimiser, schedule, precision, config.loss, config.fit.clip_norm,
-            functools.partial(mixup, config=config.mixup, rng=mix_rng), step_done,
-        )  # fmt: skip
+        mix = functools.partial(mixup, config=config.mixup, rng=mix_rng)
+        loss = training.run(steps, mix, step_done)
         seconds = time.perf_counter() - start
         metrics: dict[str, Any] = {"epoch": epoch, "loss": loss}
         metrics |= _validate(run, prepared, precision, last=epoch == config.fit.epochs)

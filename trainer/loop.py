@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,50 +41,63 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(maps.float(), *rest)
 
 
-def train_steps(
-    head: Head,
-    steps: Iterable[list[Batch]],
-    optimiser: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    precision: Precision,
-    loss_config: LossConfig,
-    clip_norm: float,
-    mix: Callable[[Batch], Batch],
-    step_done: Callable[[int], object],
-) -> float:
-    """Run optimiser steps and return the mean loss per counted label.
+@dataclass
+class Training:
+    """A head with everything that moves its weights."""
 
-    A step's gradient is that of its batches' losses summed and divided by the weights of the
-    whole step, whatever the number of batches it came in.
+    head: Head
+    optimiser: torch.optim.Optimizer
+    schedule: LambdaLR
+    precision: Precision
+    loss: LossConfig
+    clip_norm: float
 
-    Raises:
-        ValueError: a loss that is not finite, before it reaches the weights.
-    """
-    head.train()
-    total, counted = 0.0, 0.0
-    for number, batches in enumerate(steps, 1):
-        weight = max(1.0, sum(float(batch.weights.sum()) for batch in batches))
-        for batch in batches:
-            mixed = mix(to_device(batch, precision.device))
-            with precision.autocast():
-                output = head(mixed.maps, mixed.mask)
-            loss = detection_loss(output, mixed.targets, mixed.weights, mixed.mask, loss_config)
-            if not math.isfinite(loss.item()):
-                raise ValueError(
-                    f"the loss became {loss.item()} at step {number} of the epoch; lower "
-                    "fit.learning_rate or check the features with `featurestore info`."
-                )
-            precision.scaler.scale(loss / weight).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        precision.scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(head.parameters(), clip_norm)
-        precision.scaler.step(optimiser)
-        precision.scaler.update()
-        optimiser.zero_grad(set_to_none=True)
-        schedule.step()
-        counted += weight
-        step_done(1)
-    return total / max(counted, 1.0)
+    def run(
+        self,
+        steps: Iterable[list[Batch]],
+        mix: Callable[[Batch], Batch],
+        step_done: Callable[[int], object],
+    ) -> float:
+        """Run optimiser steps and return the mean loss per counted label.
+
+        A step's gradient is that of its batches' losses summed and divided by the weights of
+        the whole step, whatever the number of batches it came in.
+
+        Raises:
+            ValueError: a loss that is not finite, before it reaches the weights.
+        """
+        self.head.train()
+        total, counted = 0.0, 0.0
+        for number, batches in enumerate(steps, 1):
+            mixed = [mix(to_device(batch, self.precision.device)) for batch in batches]
+            weight = max(1.0, sum(float(batch.weights.sum()) for batch in mixed))
+            for batch in mixed:
+                loss = self._loss(batch, number)
+                self.precision.scaler.scale(loss / weight).backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            self._step()
+            counted += weight
+            step_done(1)
+        return total / max(counted, 1.0)
+
+    def _loss(self, batch: Batch, number: int) -> Tensor:
+        with self.precision.autocast():
+            output = self.head(batch.maps, batch.mask)
+        loss = detection_loss(output, batch.targets, batch.weights, batch.mask, self.loss)
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"the loss became {loss.item()} at step {number} of the epoch; lower "
+                "fit.learning_rate or check the features with `featurestore info`."
+            )
+        return loss
+
+    def _step(self) -> None:
+        self.precision.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.head.parameters(), self.clip_norm)
+        self.precision.scaler.step(self.optimiser)
+        self.precision.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.schedule.step()
 
 
 def make_optimiser(head: Head, config: FitConfig) -> torch.optim.AdamW:

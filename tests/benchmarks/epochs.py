@@ -1,6 +1,7 @@
 """An epoch of head training measured two ways, per clip: wall and CPU seconds."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from trainer.config import LossConfig, TrainConfig
 from trainer.data import feature_config, training_steps
 from trainer.fit import prepare
 from trainer.heads import Head
-from trainer.loop import Precision, make_optimiser, train_steps, warmup_cosine
+from trainer.loop import Precision, Training, make_optimiser, warmup_cosine
 from trainer.mixup import Batch
 
 BATCH = 64
@@ -29,15 +30,19 @@ CPU = torch.device("cpu")
 
 
 def timed(work: Callable[[], object], num_clips: int) -> tuple[float, float]:
-    """Return wall and CPU seconds per clip of one call; children's CPU time counts."""
+    """Return median wall and CPU seconds per clip of three calls; children's CPU time counts."""
 
     def cpu() -> float:
         times = os.times()
         return times.user + times.system + times.children_user + times.children_system
 
-    wall, used = time.perf_counter(), cpu()
-    work()
-    return (time.perf_counter() - wall) / num_clips, (cpu() - used) / num_clips
+    seconds = []
+    for _ in range(3):
+        wall, used = time.perf_counter(), cpu()
+        work()
+        seconds.append((time.perf_counter() - wall, cpu() - used))
+    walls, cpus = zip(*seconds, strict=True)
+    return statistics.median(walls) / num_clips, statistics.median(cpus) / num_clips
 
 
 def trained(head: Head, steps: Iterator[list[Batch]], num_steps: int) -> None:
@@ -45,9 +50,8 @@ def trained(head: Head, steps: Iterator[list[Batch]], num_steps: int) -> None:
     config = TrainConfig()
     optimiser = make_optimiser(head, config.fit)
     schedule = warmup_cosine(optimiser, num_steps, 0.1)
-    train_steps(
-        head, steps, optimiser, schedule, Precision(CPU), LossConfig(), 1.0, lambda b: b, lambda _: None
-    )
+    training = Training(head, optimiser, schedule, Precision(CPU), LossConfig(), clip_norm=1.0)
+    training.run(steps, lambda batch: batch, lambda _: None)
 
 
 def stored_seconds_per_clip(store: FeatureStore) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import torch
 
 from trainer.config import FitConfig, HeadConfig, LossConfig, MixupConfig
 from trainer.heads import Head
-from trainer.loop import Precision, make_optimiser, train_steps, warmup_cosine
+from trainer.loop import Precision, Training, make_optimiser, warmup_cosine
 from trainer.mixup import Batch, mixup
 
 GOLDEN = {
@@ -37,12 +37,11 @@ def test_the_losses_are_those_committed(name: str) -> None:
     head = Head(12, 5, HeadConfig(name=name, filters=8, gru_units=16, dropout=0.0))
     optimiser = make_optimiser(head, config)
     schedule = warmup_cosine(optimiser, 24, config.warmup)
+    training = Training(
+        head, optimiser, schedule, Precision(torch.device("cpu")), LossConfig(), clip_norm=1.0
+    )
     found = []
     for epoch in range(3):
         mix = partial(mixup, config=MixupConfig(), rng=np.random.default_rng([epoch, 1]))
-        loss = train_steps(
-            head, steps(epoch), optimiser, schedule, Precision(torch.device("cpu")), LossConfig(), 1.0,
-            mix, lambda _: None,
-        )  # fmt: skip
-        found.append(loss)
+        found.append(training.run(steps(epoch), mix, lambda _: None))
     assert found == pytest.approx(GOLDEN[name], rel=1e-4)

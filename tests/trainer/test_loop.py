@@ -7,7 +7,7 @@ import torch
 
 from trainer.config import FitConfig, HeadConfig, LossConfig, MixupConfig
 from trainer.heads import Head
-from trainer.loop import Precision, make_optimiser, recording_scores, train_steps, warmup_cosine
+from trainer.loop import Precision, Training, make_optimiser, recording_scores, warmup_cosine
 from trainer.mixup import Batch, mixup
 
 CPU = Precision(torch.device("cpu"))
@@ -39,7 +39,8 @@ def train(
 ) -> float:
     optimiser = make_optimiser(head, FitConfig(learning_rate=lr))
     schedule = warmup_cosine(optimiser, len(steps), 0.1)
-    return train_steps(head, steps, optimiser, schedule, CPU, LossConfig(), 1e9, mix, lambda _: None)
+    training = Training(head, optimiser, schedule, CPU, LossConfig(), 1e9)
+    return training.run(steps, mix, lambda _: None)
 
 
 def test_accumulated_small_batches_are_the_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
