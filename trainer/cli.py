@@ -221,6 +221,8 @@ def _scores_text(tables: dict[str, dict[str, Any]]) -> str:
     shown = {title: key for title, key in columns.items() if any(key in t for t in tables.values())}
 
     def cell(table: dict[str, Any], key: str) -> str:
+        if table[key] != table[key]:  # nan: no class had both a positive and a negative
+            return "no class scored"
         return f"{table[key]:.3f} [{table[f'{key}_low']:.3f}, {table[f'{key}_high']:.3f}]"
 
     rows = [

@@ -50,8 +50,9 @@ def prepare(store: FeatureStore, taxonomy: Taxonomy, config: TrainConfig, fold: 
     if len(kinds) < 2:
         names = [code for column, code in enumerate(taxonomy.species) if truth[has_clip, column].any()]
         raise ValueError(
-            f"{store.path} holds recordings of {', '.join(names) or 'no species'} only (within the "
-            "taxonomy); a detector needs at least two species, or one and recordings without it."
+            f"of the taxonomy's species, {store.path} holds recordings of "
+            f"{', '.join(names) or 'none'} only; a detector needs at least two, or one and "
+            "recordings without it."
         )
     split = make_split(store.recordings, data.first_primary(), has_clip, config.split, fold)
     held_out = split.validation[data.recording_of_row]
