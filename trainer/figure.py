@@ -48,8 +48,8 @@ def draw_recording(predictor: Predictor, path: Path, folder: Path, truth: pd.Dat
     bottom.set_yticks(range(len(lanes)), [predictor.run.taxonomy.species[lane] for lane in lanes])
     bottom.set_xlabel("seconds")
     bottom.set_xlim(0, seconds)
-    bottom.set_title("probability per frame (0.5 s)" if truth is None else
-                     "probability per frame; orange: songs that are there", loc="left")  # fmt: skip
+    title = f"probability per frame ({predictor.embedder.frame_hop / rate:g} s)"
+    bottom.set_title(title + ("" if truth is None else "; orange: songs that are there"), loc="left")
     for row, lane in enumerate(lanes):
         for event in _events(truth, predictor.run.taxonomy.species[lane]):
             bottom.plot(event, (row + 0.42, row + 0.42), color="tab:orange", linewidth=3)
