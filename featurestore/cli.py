@@ -162,6 +162,13 @@ def _plan(sources: list[Source], out: Path, config: FeatureConfig) -> Plan:
         there = FeatureStore(out).recordings
         known = list(zip(there["source"], there["filename"], strict=True))
     joined, folders, kept = join_sources(sources[0], sources[1:])
+    now = set(zip(joined.recordings["source"], joined.recordings["filename"], strict=True))
+    gone = [filename for source, filename in known if (source, filename) not in now]
+    if gone:
+        click.echo(
+            f"{len(gone)} recordings of the store are no longer in the metadata; their clips will be "
+            f"removed: {', '.join(gone[:5])}{', ..' if len(gone) > 5 else ''}"
+        )
     for count in kept:
         click.echo(
             f"external {count.name}: {count.num_given} recordings, {count.num_of_species} of the "

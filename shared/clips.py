@@ -54,6 +54,9 @@ class ClipGrid:
         return max(0, num_samples - int(starts[-1]) - self.clip_samples) if len(starts) else 0
 
 
+MAX_CLIP_SECONDS = 600.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """Section [clips]: the clip grid in seconds."""
@@ -66,6 +69,18 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if self.sample_rate_hz < 1000:
             raise ValueError(f"sample_rate_hz must be at least 1000, got {self.sample_rate_hz}.")
+        if not 0 < self.clip_seconds <= MAX_CLIP_SECONDS:
+            raise ValueError(f"clip_seconds must be in 0..{MAX_CLIP_SECONDS}, got {self.clip_seconds}.")
+        if not 0 < self.hop_seconds <= self.clip_seconds:
+            raise ValueError(
+                f"hop_seconds must be in 0..{self.clip_seconds} (= clip_seconds) so that no audio "
+                f"falls between clips; got {self.hop_seconds}."
+            )
+        if not 0 <= self.min_tail_seconds <= self.clip_seconds:
+            raise ValueError(
+                f"min_tail_seconds must be in 0..{self.clip_seconds} (= clip_seconds), "
+                f"got {self.min_tail_seconds}."
+            )
         self.grid()
 
     def grid(self) -> ClipGrid:

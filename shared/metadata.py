@@ -1,6 +1,7 @@
 """A BirdCLEF metadata CSV of any year, or a plain one, into recordings and labels."""
 
 import ast
+import posixpath
 import re
 import warnings
 from collections.abc import Collection, Iterable
@@ -104,6 +105,9 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if nameless.any():
         problems.append(f"{int(nameless.sum())} rows have no file name and are left out")
         table = table[~nameless]
+    if table.empty:
+        raise ValueError(f"{path} names no file: the column filename is empty in every row.")
+    table["filename"] = [posixpath.normpath(name.strip()) for name in table["filename"]]
     return table.reset_index(drop=True), problems
 
 

@@ -76,7 +76,8 @@ def read_attributes(path: Path) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     if root.is_file():
         try:
-            attributes = json.loads(root.read_text(encoding="utf-8")).get("attributes", {})
+            document = json.loads(root.read_text(encoding="utf-8"))
+            attributes = document.get("attributes", {}) if isinstance(document, dict) else {}
         except ValueError as error:
             raise ValueError(f"{root} is not valid JSON ({error}); the store is damaged.") from error
     if attributes.get("format") != FORMAT_NAME:

@@ -57,4 +57,7 @@ def read_taxonomy(path: Path) -> Taxonomy:
 
 def write_taxonomy(taxonomy: Taxonomy, path: Path) -> None:
     """Write a CSV with one `primary_label` per row, in column order."""
-    path.write_text("\n".join(["primary_label", *taxonomy.species]) + "\n", encoding="utf-8")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [[code] for code in ("primary_label", *taxonomy.species)]
+        )

@@ -101,6 +101,12 @@ def read_events(path: Path) -> pd.DataFrame:
     missing = {"filename", "species", "start", "stop"} - set(events.columns)
     if missing:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}.")
+    for column in ("start", "stop"):
+        numbers = pd.to_numeric(events[column], errors="coerce")
+        if numbers.isna().any():
+            row = int(numbers.isna().to_numpy().argmax())
+            raise ValueError(f"{path}: {column} {events[column].iloc[row]!r} is no number of seconds.")
+        events[column] = numbers
     return events.assign(stem=[Path(name).stem for name in events["filename"].astype(str)])
 
 

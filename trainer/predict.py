@@ -153,6 +153,8 @@ def read_sample_submission(path: Path) -> SampleSubmission:
         header = next(rows, [])
         if header[:1] != ["row_id"]:
             raise ValueError(f"{path} is no sample submission: its first column must be row_id.")
+        if len(header) < 2:
+            raise ValueError(f"{path} is no sample submission: it has no column for a species.")
         return SampleSubmission(tuple(header[1:]), {row[0]: row[1:] for row in rows if row})
 
 

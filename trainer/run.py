@@ -56,13 +56,20 @@ def create_run(run: Run) -> None:
 
 def save_progress(run: Run, metrics: dict[str, Any]) -> None:
     """Add an epoch's line, then replace weights and facts: a kill leaves the last whole epoch."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in run.head.state_dict().items()}
+    _refuse_not_finite(tensors, "lower fit.learning_rate; the run keeps the epochs before")
     with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(metrics) + "\n")
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in run.head.state_dict().items()}
     temporary = run.path / ".head.safetensors.tmp"
     save_file(tensors, temporary)
     temporary.replace(run.path / "head.safetensors")
     _write_json(run.path / "run.json", {"format": RUN_FORMAT, **run.facts})
+
+
+def _refuse_not_finite(tensors: dict[str, torch.Tensor], remedy: str) -> None:
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(f"{bad[0]} holds values that are not finite: {remedy}.")
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
@@ -85,6 +92,7 @@ def load_run(path: Path) -> Run:
         tensors = load_file(path / "head.safetensors")
     except (json.JSONDecodeError, UnicodeDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} has a damaged file: {error}.") from error
+    facts = facts if isinstance(facts, dict) else {}
     missing = {"map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
     if facts.get("format") != RUN_FORMAT or missing:
         raise ValueError(
@@ -100,6 +108,7 @@ def load_run(path: Path) -> Run:
         head.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}/head.safetensors does not fit config.toml and taxonomy.csv.") from error
+    _refuse_not_finite(tensors, f"train {path} again with `trainer fit`")
     return Run(path, train, features, taxonomy, head.eval(), facts)
 
 

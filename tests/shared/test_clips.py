@@ -45,8 +45,16 @@ def test_a_recording_shorter_than_a_clip_gets_one() -> None:
 
 
 def test_a_hop_longer_than_the_clip_is_refused_with_the_value() -> None:
-    with pytest.raises(ValueError, match="hop_samples must be in 1..160000.*got 192000"):
+    with pytest.raises(ValueError, match="hop_seconds must be in 0..5.0.*got 6.0"):
         ClipConfig(hop_seconds=6.0)
+    with pytest.raises(ValueError, match="hop_samples must be in 1..10.*got 11"):
+        ClipGrid(sample_rate_hz=10, clip_samples=10, hop_samples=11, min_tail_samples=0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_clip_of_no_length_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="clip_seconds must be in"):
+        ClipConfig(clip_seconds=seconds)
 
 
 def test_resampled_length_rounds_up() -> None:

@@ -103,6 +103,7 @@ def test_no_call_rows_have_no_label(tmp_path: Path) -> None:
             "not UTF-8.*save it as UTF-8",
         ),
         (b'filename,primary_label\n"x,a\n', "no valid CSV"),
+        (b"filename,primary_label\n,a\n", "names no file"),
         (b"filename,primary_label\nx,a,\n", "no valid CSV"),
     ],
 )
@@ -149,6 +150,12 @@ def test_bare_names_of_several_species_are_found_below_them(tmp_path: Path) -> N
     metadata = read_metadata(path, GRID, audio=tmp_path / "audio")
     assert list(metadata.recordings["filename"]) == ["a/001.wav", "b/001.wav", "002.wav"]
     assert [row[:2] for row in labels(metadata)] == [(0, "a"), (1, "b"), (2, "a"), (2, "b")]
+
+
+def test_one_file_spelled_in_several_ways_is_one_recording(tmp_path: Path) -> None:
+    metadata = read(tmp_path, "filename,primary_label\na/x.ogg,a\n./a/x.ogg,b\na//x.ogg,c\n../y.ogg,a\n")
+    assert list(metadata.recordings["filename"]) == ["a/x.ogg", "../y.ogg"]
+    assert [row[1] for row in labels(metadata)] == ["a", "b", "c", "a"]
 
 
 def test_files_without_an_id_are_never_taken_for_each_other(tmp_path: Path) -> None:

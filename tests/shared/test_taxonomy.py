@@ -18,7 +18,7 @@ def test_a_primary_label_column_gives_its_values_once(tmp_path: Path) -> None:
 
 
 def test_a_written_taxonomy_is_read_back(tmp_path: Path) -> None:
-    taxonomy = Taxonomy(("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "a b", "c"))
+    taxonomy = Taxonomy(("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "a b", "c,d", 'e"f', "g\nh"))
     write_taxonomy(taxonomy, tmp_path / "t.csv")
     assert read_taxonomy(tmp_path / "t.csv") == taxonomy
 

@@ -1,14 +1,18 @@
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from trainer.config import FitConfig, HeadConfig, LossConfig, MixupConfig
+from shared.features import FeatureConfig
+from shared.taxonomy import Taxonomy
+from trainer.config import FitConfig, HeadConfig, LossConfig, MixupConfig, TrainConfig
 from trainer.heads import Head
 from trainer.loop import Precision, Training, make_optimiser, recording_scores, warmup_cosine
 from trainer.mixup import Batch, mixup
+from trainer.run import Run, save_progress
 
 CPU = Precision(torch.device("cpu"))
 
@@ -114,3 +118,13 @@ def test_a_recordings_score_is_the_mean_of_its_clips_logits() -> None:
     recordings, scores = recording_scores(logits, np.array([7, 7, 2]))
     assert recordings.tolist() == [2, 7]
     assert scores.tolist() == [[5, 5], [2, 1]]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    head = make_head()
+    with torch.no_grad():
+        next(iter(head.parameters())).fill_(torch.nan)
+    run = Run(tmp_path, TrainConfig(), FeatureConfig(), Taxonomy(("a",)), head, {})
+    with pytest.raises(ValueError, match=r"not finite: lower fit\.learning_rate"):
+        save_progress(run, {"epoch": 2})
+    assert not list(tmp_path.iterdir())
