@@ -1,81 +1,38 @@
 """Plan in, store out: decode, embed, write and commit shard after shard."""
 
-import itertools
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from featurestore.pipeline import in_order
 from featurestore.plan import Plan
-from shared.audio import Clip, ClipDecoder, Finding, to_int16
-from shared.clips import ClipGrid
+from featurestore.row_source import RowBatch, RowSource, batches_of
+from featurestore.stored_rows import StoredRows
+from shared.audio import Finding
+from shared.commit import Commit, Run
 from shared.config import as_sections, differences
 from shared.embedder import Embedder
-from shared.prefetch import prefetched
-from shared.store import ArraySpec, Commit, StoreWriter
+from shared.store_writer import ArraySpec, StoreWriter
 
-DECODE_AHEAD = 4  # batches
 Progress = Callable[[int], object]
-
-
-@dataclass
-class DecodedBatch:
-    """Up to batch_clips rows: int16 waveforms and what decoding told of them."""
-
-    waveforms: np.ndarray
-    gain: list[float]
-    valid_samples: list[int]
-    recordings: dict[str, Finding] = field(default_factory=dict)
-
-
-class RowDecoder:
-    """Decodes the plan's rows in order; a recording is opened once and read front to back."""
-
-    def __init__(self, plan: Plan, grid: ClipGrid) -> None:
-        self._plan, self._grid = plan, grid
-        self._recording = -1
-        self._decoder: ClipDecoder | None = None
-        self._clips: Iterator[Clip] = iter(())
-        self._next_start = 0
-
-    def batch(self, rows: range) -> DecodedBatch:
-        """Decode rows that follow each other."""
-        batch = DecodedBatch(np.zeros((len(rows), self._grid.clip_samples), np.int16), [], [])
-        for place, row in enumerate(rows):
-            recording = int(self._plan.recording[row])
-            clip = self._clip(recording, int(self._plan.start[row]))
-            batch.waveforms[place], gain = to_int16(clip.samples)
-            batch.gain.append(gain)
-            batch.valid_samples.append(clip.valid_samples)
-            last = row + 1 == self._plan.num_rows or self._plan.recording[row + 1] != recording
-            if last:
-                next(self._clips, None)  # past the last clip: the decoder compares the frames
-            assert self._decoder is not None
-            sha256 = str(self._plan.recordings["sha256"][recording])
-            batch.recordings[sha256] = self._decoder.finding
-        return batch
-
-    def _clip(self, recording: int, start: int) -> Clip:
-        if recording != self._recording or start < self._next_start:
-            path = self._plan.paths[recording]
-            assert path is not None
-            self._decoder = ClipDecoder(path, self._plan.header_of(recording), self._grid)
-            self._clips = iter(self._decoder)
-            self._recording, self._next_start = recording, 0
-        skipped = (start - self._next_start) // self._grid.hop_samples
-        clip = next(itertools.islice(self._clips, skipped, None))
-        self._next_start = start + self._grid.hop_samples
-        return clip
-
-
 OVERFLOW = Finding("ok", ("map values passed float16's range and were cut to it",))
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A batch with its maps, ready to be written."""
+
+    batch: RowBatch
+    arrays: dict[str, np.ndarray]
 
 
 def add_findings(findings: dict[str, Finding], more: dict[str, Finding]) -> None:
@@ -87,12 +44,16 @@ def add_findings(findings: dict[str, Finding], more: dict[str, Finding]) -> None
 class Builder:
     """Computes the shards of a plan that a store does not have yet."""
 
-    def __init__(self, path: Path, embedder: Embedder, *, shard_clips: int, with_waveforms: bool) -> None:
+    def __init__(
+        self, path: Path, embedder: Embedder, *, shard_clips: int, with_waveforms: bool, workers: int
+    ) -> None:
         self.path = path
         self.embedder = embedder
-        self.stage_array = f"maps/{embedder.backbone.stage}"
+        self.workers = workers
+        self.clock = embedder.clock
         self.arrays = {
-            self.stage_array: ArraySpec(embedder.map_shape, "float16", {"frame_hop": embedder.frame_hop})
+            f"maps/{stage}": ArraySpec(shape, "float16", {"frame_hop": embedder.frame_hops[stage]})
+            for stage, shape in embedder.map_shapes.items()
         }
         if with_waveforms:
             self.arrays["waveforms"] = ArraySpec((embedder.grid.clip_samples,), "int16", {})
@@ -133,7 +94,7 @@ class Builder:
         Raises:
             ValueError: it differs from that of the store's rows, unless `allow_mixed`.
         """
-        numerics, known = self.numerics(), writer.attributes["numerics"]
+        numerics, known = numerics_of(self.embedder), writer.attributes["numerics"]
         if numerics in known:
             return
         if not allow_mixed:
@@ -146,128 +107,186 @@ class Builder:
         known.append(numerics)
         writer.write_attributes()
 
-    def numerics(self) -> dict[str, Any]:
-        """Return what decides the last bits of a feature beside the config."""
-        device = self.embedder.device
-        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        return {
-            "device": gpu or device.type,
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        }
-
     def pending(self, writer: StoreWriter, plan: Plan) -> list[int]:
         """Return the shards that are missing or were made from other audio."""
         missing = []
         for shard in range(plan.num_shards):
             commit = writer.commit_of(shard)
-            if commit is None or commit.plan != plan.digest_of(shard):
+            if commit is None or commit.runs != plan.runs_of(shard):
                 missing.append(shard)
         return missing
 
-    def moves_rows(self, writer: StoreWriter, plan: Plan, shards: list[int]) -> bool:
-        """Tell whether a published row would become another clip, rather than rows being added."""
-        if writer.attributes["num_rows"] > plan.num_rows:
-            return True
-        for shard in shards:
-            commit = writer.commit_of(shard)
-            if commit is not None and commit.plan != plan.digest_of_rows(range(*commit.rows)):
-                return True
-        return False
-
     def run(self, writer: StoreWriter, plan: Plan, shards: list[int], progress: Progress) -> None:
-        """Compute, write and commit the given shards; `progress` is told finished clips.
+        """Compute, write and commit the given shards of a plan; `progress` is told finished clips.
 
-        Where recordings were removed or their audio changed, the store is withdrawn first: a
-        reader never finds rows of one recording under another's labels, whenever a kill comes.
+        Rows that the store has already, in these shards or where recordings moved up, are copied.
+        Where rows are removed or replaced, the store is withdrawn first: a reader never finds
+        rows of one recording under another's labels, whenever a kill comes.
         """
-        if self.moves_rows(writer, plan, shards):
+        commits = self._known_commits(writer, plan, shards)
+        stored = StoredRows.of(writer, commits, plan.hop_samples)
+        if moves_rows(writer, plan, commits):
             writer.withdraw()
-        size = self.embedder.batch_clips
-        decoder = RowDecoder(plan, self.embedder.grid)
-        batches = {shard: _batches(plan.rows_of(shard), size) for shard in shards}
-        stream = prefetched(
-            (decoder.batch(rows) for shard in shards for rows in batches[shard]),
-            depth=DECODE_AHEAD,
+        source = RowSource(
+            plan, self.embedder.grid, stored, self.embedder.batch_clips, self.workers, self.clock
         )
-        for shard in shards:
-            seen: list[DecodedBatch] = []
-            mine = itertools.islice(stream, len(batches[shard]))
-            files = writer.write_shard(shard, self._embedded(mine, plan, shard, seen, progress))
-            rows = plan.rows_of(shard)
-            recordings: dict[str, Finding] = {}
-            for batch in seen:
-                add_findings(recordings, batch.recordings)
-            commit = Commit(
-                rows=(rows.start, rows.stop),
-                plan=plan.digest_of(shard),
-                files=files,
-                gain=[gain for batch in seen for gain in batch.gain],
-                valid_samples=[valid for batch in seen for valid in batch.valid_samples],
-                recordings=recordings,
-            )
-            writer.commit(shard, commit)
+        self.run_from(source.batches(shards), stored, writer, plan, shards, progress)
 
-    def _embedded(
+    def run_from(
         self,
-        batches: Iterator[DecodedBatch],
+        source: Iterator[RowBatch],
+        stored: StoredRows,
+        writer: StoreWriter,
+        plan: Plan,
+        shards: list[int],
+        progress: Progress,
+    ) -> None:
+        """Embed, write and commit shards whose batches come from `source`, in order."""
+        size, streams = self.embedder.batch_clips, self.embedder.streams
+        with closing(source) as batches:  # type: ignore[type-var]
+            finished = in_order(
+                lambda batch: [self._finish(batch, stored, plan)], batches, workers=streams, ahead=2 * streams
+            )
+            with closing(finished):  # type: ignore[type-var]
+                for shard in shards:
+                    num_batches = len(batches_of(plan.rows_of(shard), size))
+                    self._write_shard(writer, plan, shard, islice(finished, num_batches), progress)
+
+    def _known_commits(self, writer: StoreWriter, plan: Plan, shards: list[int]) -> dict[int, Commit]:
+        """Return the commits that pending rows may be copied from: all, where rows move."""
+        found = {shard: commit for shard in shards if (commit := writer.commit_of(shard))}
+        grows_only = all(
+            plan.num_rows >= commit.rows[1] and runs_start_with(plan.runs_of(shard), commit)
+            for shard, commit in found.items()
+        )
+        if not grows_only or writer.attributes["num_rows"] > plan.num_rows:
+            for shard in range(shards[0] if shards else 0, self._num_committed(writer)):
+                if shard not in found and (commit := writer.commit_of(shard)):
+                    found[shard] = commit
+        return dict(sorted(found.items()))
+
+    def _num_committed(self, writer: StoreWriter) -> int:
+        folders = [int(path.name) for path in (writer.path / "commits").iterdir() if path.is_dir()]
+        return max(folders, default=-1) + 1
+
+    def _write_shard(
+        self,
+        writer: StoreWriter,
         plan: Plan,
         shard: int,
-        seen: list[DecodedBatch],
+        finished: Iterator[_Finished],
         progress: Progress,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        row = plan.rows_of(shard).start
-        for batch in batches:
-            maps, overflows = self.embedder.embed(batch.waveforms)
-            # A row without audio is a row of zeros: never trained on, and named.
-            maps[np.array(batch.valid_samples) == 0] = 0
-            cut = plan.recording[row + np.flatnonzero(overflows)]
-            sha256 = plan.recordings["sha256"].to_numpy()[cut]
-            add_findings(batch.recordings, {str(key): OVERFLOW for key in sha256})
-            row += len(batch.waveforms)
-            seen.append(
-                DecodedBatch(np.zeros(0, np.int16), batch.gain, batch.valid_samples, batch.recordings)
-            )
-            yield {self.stage_array: maps, "waveforms": batch.waveforms}
-            progress(len(batch.waveforms))
+    ) -> None:
+        seen: list[RowBatch] = []
 
-    def publish(self, writer: StoreWriter, plan: Plan) -> dict[str, pd.DataFrame]:
-        """Gather all commits into the tables and make the store's rows visible."""
+        def arrays() -> Iterator[dict[str, np.ndarray]]:
+            for done in finished:
+                done.batch.waveforms = done.batch.waveforms[:0]
+                seen.append(done.batch)
+                yield done.arrays
+                progress(len(done.batch.rows))
+
+        files = writer.write_shard(shard, arrays(), self.clock)
+        recordings: dict[str, Finding] = {}
+        for batch in seen:
+            add_findings(recordings, batch.recordings)
+        rows = plan.rows_of(shard)
+        commit = Commit(
+            rows=(rows.start, rows.stop),
+            runs=plan.runs_of(shard),
+            files=files,
+            gain=[gain for batch in seen for gain in batch.gain],
+            valid_samples=[valid for batch in seen for valid in batch.valid_samples],
+            recordings=recordings,
+        )
+        writer.commit(shard, commit)
+
+    def _finish(self, batch: RowBatch, stored: StoredRows, plan: Plan) -> _Finished:
+        """Embed a batch, or copy it where the store has all its rows."""
+        if batch.is_stored:
+            rows = [row.row for row in batch.stored if row is not None]
+            return _Finished(batch, {name: stored.read(name, rows) for name in self.arrays})
+        embedded = self.embedder.embed(batch.waveforms)
+        arrays = {f"maps/{stage}": maps for stage, maps in embedded.maps.items()}
+        silent = np.array(batch.valid_samples) == 0
+        for name, maps in arrays.items():
+            maps[silent] = 0  # a row without audio is a row of zeros: never trained on, and named
+            for place, known in enumerate(batch.stored):
+                has_audio = plan.paths[int(plan.recording[batch.rows[place]])] is not None
+                if known is not None and not has_audio and not stored.has("waveforms"):
+                    maps[place] = stored.read(name, [known.row])[0]  # all that is left of it
+        cut = [batch.rows[place] for place in np.flatnonzero(embedded.overflows)]
+        for row in cut:
+            add_findings(batch.recordings, {plan.sha256_of(range(row, row + 1))[0]: OVERFLOW})
+        return _Finished(batch, arrays | {"waveforms": batch.waveforms})
+
+    def publish(self, writer: StoreWriter, plan: Plan) -> int:
+        """Gather the commits into the tables and make the rows visible; return how many.
+
+        A build that was stopped has its rows up to the first missing shard.
+        """
         gain, valid_samples = np.zeros(plan.num_rows, np.float32), np.zeros(plan.num_rows, np.int64)
         findings: dict[str, Finding] = {}
+        num_rows = 0
         for shard in range(plan.num_shards):
             commit = writer.commit_of(shard)
-            assert commit is not None, f"shard {shard} is not committed"
+            if commit is None or commit.runs != plan.runs_of(shard):
+                break
             rows = slice(*commit.rows)
             gain[rows], valid_samples[rows] = commit.gain, commit.valid_samples
             add_findings(findings, commit.recordings)
+            num_rows = commit.rows[1]
+        is_finished = num_rows == plan.num_rows
+        if not num_rows and not is_finished:
+            return 0
         recordings = plan.recordings.copy()
         given = zip(recordings["status"], recordings["reason"], recordings["sha256"], strict=True)
         found = [
-            Finding(status, (reason,)) if status else findings[str(sha256)]
+            Finding(status, (reason,)) if status else findings.get(str(sha256), Finding("ok"))
             for status, reason, sha256 in given
         ]
         recordings["status"] = [finding.status for finding in found]
         recordings["reason"] = ["; ".join(finding.reasons) for finding in found]
         clips = pd.DataFrame(
             {
-                "recording": plan.recording.astype(np.int64),
-                "start": plan.start,
-                "valid_samples": valid_samples,
-                "gain": gain,
+                "recording": plan.recording[:num_rows].astype(np.int64),
+                "start": plan.start[:num_rows],
+                "valid_samples": valid_samples[:num_rows],
+                "gain": gain[:num_rows],
             }
         )
         tables = {"clips": clips, "recordings": recordings, "labels": plan.labels}
-        writer.attributes["problems"] = list(plan.problems)
+        unfinished = () if is_finished else (f"stopped: {num_rows} of {plan.num_rows} clips are here",)
+        writer.attributes["problems"] = [*plan.problems, *unfinished]
         writer.attributes["tail_samples_left_out"] = plan.tail_samples_left_out
-        writer.publish(tables)
-        return tables
+        writer.publish(tables, finished=is_finished)
+        return num_rows
 
 
-def _batches(rows: range, size: int) -> list[range]:
-    return [rows[first : first + size] for first in range(0, len(rows), size)]
+def runs_start_with(runs: tuple[Run, ...], commit: Commit) -> bool:
+    """Tell whether a shard's rows begin with those of a commit: rows were added and none moved."""
+    num_old = len(commit.runs)
+    if not num_old:
+        return True
+    if runs[: num_old - 1] != commit.runs[:-1] or len(runs) < num_old:
+        return False
+    (name, start, count), (old_name, old_start, old_count) = runs[num_old - 1], commit.runs[-1]
+    return (name, start) == (old_name, old_start) and count >= old_count
+
+
+def moves_rows(writer: StoreWriter, plan: Plan, commits: dict[int, Commit]) -> bool:
+    """Tell whether a published row would become another clip, rather than rows being added."""
+    if writer.attributes["num_rows"] > plan.num_rows:
+        return True
+    return any(
+        shard >= plan.num_shards or not runs_start_with(plan.runs_of(shard), commit)
+        for shard, commit in commits.items()
+    )
+
+
+def numerics_of(embedder: Embedder) -> dict[str, Any]:
+    """Return what decides the last bits of a feature beside the config."""
+    return embedder.numerics | {"processor": _processor(), "numpy": np.__version__}
 
 
 def _processor() -> str:
@@ -298,7 +317,7 @@ def check_free_space(path: Path, num_bytes: int) -> int:
     return free
 
 
-def store_attributes(embedder: Embedder, numerics: dict[str, Any], taxonomy: list[str]) -> dict[str, Any]:
+def store_attributes(embedder: Embedder, taxonomy: list[str]) -> dict[str, Any]:
     """Return the root attributes of a new store: no times, no paths."""
     sections = as_sections(embedder.config)
     sections["backbone"]["weights"] = Path(sections["backbone"]["weights"]).name
@@ -306,12 +325,12 @@ def store_attributes(embedder: Embedder, numerics: dict[str, Any], taxonomy: lis
         "fingerprint": embedder.fingerprint,
         "fingerprint_of": embedder.fingerprint_of,
         "config": sections,
-        "stage": embedder.backbone.stage,
+        "stages": list(embedder.stages),
         "weights": {
             "sha256": embedder.backbone.weights_sha256,
             "source": embedder.backbone.weights_source,
         },
-        "numerics": [numerics],
+        "numerics": [numerics_of(embedder)],
         "taxonomy": taxonomy,
         "problems": [],
         "tail_samples_left_out": 0,

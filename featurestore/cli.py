@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from shared.command_line import SET_HELP, UserError, one_line_errors, size_text
+from shared.command_line import SET_HELP, UserError, one_line_errors
 
 if TYPE_CHECKING:
-    from featurestore.build import Builder
-    from featurestore.plan import Plan, Source
+    from featurestore.plan import Source
     from shared.features import FeatureConfig
-    from shared.store import StoreWriter
 
 TRAINER_SECTIONS = ("labels", "split", "sampler", "mixup", "head", "loss", "fit")
 
@@ -57,62 +57,62 @@ def main() -> None:
 )
 @click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Threads that decode and embed; default: all cores.")
 @click.option("--no-waveforms", is_flag=True, help="Store the maps only; no fine-tuning from such a store.")
+@click.option("--prune", is_flag=True, help="Remove recordings that the metadata no longer has.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any recording is damaged or unreadable.")
 @click.option("--allow-mixed", is_flag=True, help="Go on with a store begun on another machine or torch.")
+@click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
 @one_line_errors
 def build(
     config_path: Path | None, metadata: Path, audio: Path, out: Path, external: tuple[str, ...],
-    weights: str | None, device: str, no_waveforms: bool, strict: bool, allow_mixed: bool,
-    overrides: tuple[str, ...],
+    weights: str | None, device: str, workers: int | None, no_waveforms: bool, prune: bool, strict: bool,
+    allow_mixed: bool, break_lock: bool, overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Slice recordings into clips and compute their waveforms and embedding maps, once.
 
     Run it again after a kill, with corrected labels or with more recordings: it computes only
-    what is missing.
+    what is missing. Ctrl-C and SIGTERM leave a store that can be used as it is.
 
     \b
     Example:
       featurestore build --metadata train_metadata.csv --audio train_audio \\
           --external 2022.csv=/data/2022/train_audio --out features.zarr
     """
-    from featurestore.build import Builder, check_free_space, store_attributes
-    from shared.embedder import Embedder, choose_device
+    from featurestore.session import BuildRequest, build_store, close, refuse_other_output
+    from shared.clip_array import num_processors
+    from shared.embedder import choose_device
 
     config = _config(config_path, (*overrides, *([f"backbone.weights={weights}"] if weights else ())))
-    sources = _sources(metadata, audio, external, config)
-    _refuse_other_output(out)
-    torch_device = choose_device(device)
-    embedder = Embedder(config, torch_device)
-    builder = Builder(out, embedder, shard_clips=config.store.shard_clips, with_waveforms=not no_waveforms)
-    plan = _plan(sources, out, config)
-    if not plan.num_rows:
-        first = plan.recordings.iloc[0]
-        raise ValueError(
-            f"none of the {len(plan.recordings)} recordings can be read; the first: "
-            f"{first['filename']}: {first['reason']}."
-        )
-    taxonomy = sources[0].metadata.primary_species()
-    attributes = store_attributes(embedder, builder.numerics(), taxonomy)
-    shards = list(range(plan.num_shards))
-    if out.exists():
-        shards = builder.pending(builder.open(attributes), plan)
-    num_clips = sum(len(plan.rows_of(shard)) for shard in shards)
-    num_bytes = num_clips * builder.bytes_per_clip()
-    free = check_free_space(out, num_bytes)
-    hours = plan.num_rows * config.clips.hop_seconds / 3600
-    click.echo(
-        f"{len(plan.recordings)} recordings, {plan.num_rows} clips, about {hours:.2f} hours; "
-        f"{num_clips} clips to compute, {size_text(num_bytes)} on disk of {size_text(free)} free; "
-        f"{config.backbone.name} on {torch_device.type}"
+    refuse_other_output(out)
+    request = BuildRequest(
+        out=out,
+        sources=_sources(metadata, audio, external, config),
+        config=config,
+        device=choose_device(device),
+        workers=workers or num_processors(),
+        with_waveforms=not no_waveforms,
+        allow_mixed=allow_mixed,
+        prune=prune,
+        break_lock=break_lock,
     )
-    writer = builder.open(attributes)
-    if shards:
-        builder.admit_numerics(writer, allow_mixed=allow_mixed)
-    writer.attributes["taxonomy"] = taxonomy
-    _run(builder, writer, plan, shards)
-    _close(out, strict)
+    with _stoppable_exit():
+        is_sound = close(build_store(request, click.echo), click.echo)
+    if strict and not is_sound:
+        click.echo("--strict: some recordings are damaged or unreadable (named above)", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _stoppable_exit() -> Iterator[None]:
+    """End with the status that shells expect of a program that a signal stopped."""
+    from featurestore.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        sys.exit(stopped.exit_status)
 
 
 def _config(path: Path | None, overrides: tuple[str, ...]) -> FeatureConfig:
@@ -141,82 +141,6 @@ def _sources(metadata: Path, audio: Path, external: tuple[str, ...], config: Fea
     ]
 
 
-def _refuse_other_output(out: Path) -> None:
-    """Stop before any work where the output exists and is no store."""
-    from shared.store import read_attributes
-
-    if out.suffix != ".zarr":
-        raise ValueError(f"--out must end in .zarr, got {out}.")
-    if out.exists():
-        read_attributes(out)
-
-
-def _plan(sources: list[Source], out: Path, config: FeatureConfig) -> Plan:
-    from tqdm import tqdm
-
-    from featurestore.plan import join_sources, make_plan
-    from shared.store import FeatureStore, read_attributes
-
-    known: list[tuple[str, str]] = []
-    if out.exists() and read_attributes(out)["tables"]:
-        there = FeatureStore(out).recordings
-        known = list(zip(there["source"], there["filename"], strict=True))
-    joined, folders, kept = join_sources(sources[0], sources[1:])
-    now = set(zip(joined.recordings["source"], joined.recordings["filename"], strict=True))
-    gone = [filename for source, filename in known if (source, filename) not in now]
-    if gone:
-        click.echo(
-            f"{len(gone)} recordings of the store are no longer in the metadata; their clips will be "
-            f"removed: {', '.join(gone[:5])}{', ..' if len(gone) > 5 else ''}"
-        )
-    for count in kept:
-        click.echo(
-            f"external {count.name}: {count.num_given} recordings, {count.num_of_species} of the "
-            f"main metadata's species, {count.num_kept} kept after removing known ids"
-        )
-        for species, number in count.per_species.items():
-            click.echo(f"  {species}: {number}")
-    with tqdm(total=len(joined.recordings), desc="reading headers", unit="file", leave=False) as bar:
-        return make_plan(
-            joined, folders, config.clips.grid(),
-            shard_clips=config.store.shard_clips, known_order=known, tick=bar.update,
-        )  # fmt: skip
-
-
-def _run(builder: Builder, writer: StoreWriter, plan: Plan, shards: list[int]) -> None:
-    """Compute what is missing under a progress bar, then publish."""
-    from tqdm import tqdm
-
-    from featurestore.build import RateEstimate
-
-    num_clips = sum(len(plan.rows_of(shard)) for shard in shards)
-    grid = builder.embedder.grid
-    hours_per_clip = grid.hop_samples / grid.sample_rate_hz / 3600
-    with tqdm(total=num_clips, unit="clip", desc="embedding", disable=not num_clips) as bar:
-        estimate = RateEstimate(num_clips, bar.write)
-
-        def progress(clips: int) -> None:
-            estimate(clips)
-            bar.set_postfix_str(f"{(bar.n + clips) * hours_per_clip:.2f} audio-hours", refresh=False)
-            bar.update(clips)
-
-        builder.run(writer, plan, shards, progress)
-    builder.publish(writer, plan)
-
-
-def _close(out: Path, strict: bool) -> None:
-    """Print the summary; under --strict bad audio decides the exit status."""
-    from featurestore.summary import store_facts, summary_text
-    from shared.store import FeatureStore
-
-    store = FeatureStore(out)
-    click.echo(summary_text(store))
-    facts = store_facts(store)
-    if strict and facts["damaged"] + facts["unreadable"]:
-        click.echo("--strict: some recordings are damaged or unreadable (named above)", err=True)
-        sys.exit(1)
-
-
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One flat JSON object.")
@@ -237,6 +161,134 @@ def info(store: Path, as_json: bool, all_problems: bool) -> None:
         click.echo(json.dumps(store_facts(opened), indent=2))
     else:
         click.echo(summary_text(opened, all_problems=all_problems))
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--audio", multiple=True, type=click.Path(path_type=Path), help="Check the recordings there too."
+)
+@one_line_errors
+def verify(store: Path, audio: tuple[Path, ...]) -> None:
+    """Check every byte of a store, and with --audio that its recordings are what it was made from.
+
+    Names what is damaged; exit status 1 if anything is. A recording is looked for by its file name
+    in every folder given.
+
+    \b
+    Example:
+      featurestore verify features.zarr --audio train_audio --audio /data/2022/train_audio
+    """
+    from featurestore.verify import verify_store
+
+    damage = verify_store(store, list(audio))
+    for found in damage:
+        click.echo(f"{found.what}: {found.detail}")
+    click.echo(f"{store}: {len(damage)} damaged" if damage else f"{store}: sound")
+    if damage:
+        click.echo(f"bring it back with: featurestore repair {store} --audio DIR", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--audio", multiple=True, type=click.Path(path_type=Path), help="Where the recordings are.")
+@click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
+@click.option("--workers", type=click.IntRange(1), help="Threads that decode and embed; default: all cores.")
+@click.option("--allow-mixed", is_flag=True, help="Go on although this machine's last bits differ.")
+@click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")
+@one_line_errors
+def repair(
+    store: Path, audio: tuple[Path, ...], weights: str | None, workers: int | None, allow_mixed: bool,
+    break_lock: bool,
+) -> None:  # fmt: skip
+    """Bring a damaged store back, byte for byte: recompute the damaged shards, restore the rest.
+
+    \b
+    Example:
+      featurestore repair features.zarr --audio train_audio
+    """
+    from featurestore.repair import repair_store
+    from shared.clip_array import num_processors
+
+    with _stoppable_exit():
+        left = repair_store(
+            store, list(audio), click.echo, weights=weights, workers=workers or num_processors(),
+            allow_mixed=allow_mixed, break_lock=break_lock,
+        )  # fmt: skip
+    for found in left:
+        click.echo(f"{found.what}: {found.detail}")
+    click.echo(f"{store}: {len(left)} still damaged" if left else f"{store}: sound")
+    if left:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@one_line_errors
+def convert(source: Path, out: Path) -> None:
+    """Turn a store in a folder into one HDF5 file, or back, losslessly.
+
+    \b
+    Example:
+      featurestore convert features.zarr features.h5
+    """
+    from featurestore.containers import convert as convert_store
+    from featurestore.lock import locked
+
+    with locked(out):
+        convert_store(source, out)
+    click.echo(f"{out}: written")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new store.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML; default: the baseline.")
+@click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Threads that embed; default: all cores.")
+@click.option("--no-waveforms", is_flag=True, help="Store the maps only; no fine-tuning from such a store.")
+@click.option("--allow-mixed", is_flag=True, help="Go on with a store begun on another machine or torch.")
+@click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
+@one_line_errors
+def embed(
+    source: Path, out: Path, config_path: Path | None, weights: str | None, device: str,
+    workers: int | None, no_waveforms: bool, allow_mixed: bool, break_lock: bool,
+    overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Compute another backbone's maps, or other stages, from a store's waveforms.
+
+    Nothing is decoded again; rows, recordings and labels are those of the source.
+
+    \b
+    Example:
+      featurestore embed features.zarr --out early.zarr --set backbone.stages=blocks.4
+    """
+    from featurestore.embed import EmbedRequest, embed_store, own_sections
+    from featurestore.session import close, refuse_other_output
+    from shared.clip_array import num_processors
+    from shared.config import parse_config, read_sections
+    from shared.embedder import choose_device
+    from shared.features import FeatureConfig
+
+    refuse_other_output(out)
+    given = read_sections(config_path, (*overrides, *([f"backbone.weights={weights}"] if weights else ())))
+    config = parse_config(FeatureConfig, own_sections(source, given), foreign=TRAINER_SECTIONS)
+    request = EmbedRequest(
+        source=source,
+        out=out,
+        config=config,
+        device=choose_device(device),
+        workers=workers or num_processors(),
+        with_waveforms=not no_waveforms,
+        allow_mixed=allow_mixed,
+        break_lock=break_lock,
+    )
+    with _stoppable_exit():
+        close(embed_store(request, click.echo), click.echo)
 
 
 @main.command()

@@ -2,18 +2,22 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from featurestore.known import Known, recording_keys
+from featurestore.seen import SeenFiles
 from shared.audio import AudioHeader, read_header
 from shared.clips import ClipGrid
+from shared.commit import Run, runs_of
 from shared.metadata import Metadata, join, keep_species
 
 Tick = Callable[[int], object]
+INSPECTED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Plan:
     """All recordings and rows of a store.
 
     recordings: metadata as given and what the files declare: sample_rate_hz, num_frames,
-        sha256, status ("" until decoded, or unreadable) and reason.
+        sha256, status ("" until decoded, or unreadable), reason, and in_metadata, which is
+        False for those that only the store still has.
     recording, start: per row, the recording's number and the clip's first sample.
-    paths: per recording; None where it is unreadable already.
+    paths: per recording; None where there is no audio to read.
     """
 
     recordings: pd.DataFrame
@@ -41,6 +46,7 @@ class Plan:
     recording: np.ndarray
     start: np.ndarray
     shard_clips: int
+    hop_samples: int
     tail_samples_left_out: int
 
     @property
@@ -58,17 +64,15 @@ class Plan:
         first = shard * self.shard_clips
         return range(first, min(first + self.shard_clips, self.num_rows))
 
-    def digest_of(self, shard: int) -> str:
-        """Digest of what the shard is made from."""
-        return self.digest_of_rows(self.rows_of(shard))
-
-    def digest_of_rows(self, rows: range) -> str:
-        """Digest of (audio sha256, start) of every row; rows past the plan's end are left out."""
-        state = hashlib.sha256()
+    def sha256_of(self, rows: range) -> list[str]:
+        """Return the audio sha256 of every row."""
         sha256 = self.recordings["sha256"].to_numpy()
-        for row in range(rows.start, min(rows.stop, self.num_rows)):
-            state.update(f"{sha256[self.recording[row]]} {self.start[row]}\n".encode())
-        return state.hexdigest()
+        return [str(sha256[number]) for number in self.recording[rows.start : rows.stop]]
+
+    def runs_of(self, shard: int) -> tuple[Run, ...]:
+        """Return what the shard is made from."""
+        rows = self.rows_of(shard)
+        return runs_of(self.sha256_of(rows), self.start[rows.start : rows.stop], self.hop_samples)
 
     def header_of(self, recording: int) -> AudioHeader:
         """Return what the recording's file declares."""
@@ -124,22 +128,21 @@ def make_plan(
     grid: ClipGrid,
     *,
     shard_clips: int,
-    known_order: list[tuple[str, str]],
+    known: Known | None,
+    seen: SeenFiles,
     tick: Tick,
 ) -> Plan:
     """Read every header and hash every file, and lay out the rows.
 
-    Recordings that a store has already, `known_order` as (source, filename), keep their order
-    and come first, so that adding recordings moves no row. `tick` is called per recording.
+    Recordings that the store has already keep their order and come first, so that adding
+    recordings moves no row; those that the metadata no longer has keep their rows, marked. Where
+    a file is not there now, the rows that the store has of it stand. `tick` is called per recording.
     """
-    metadata, folders = _in_known_order(metadata, folders, known_order)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        inspected = []
-        jobs = pool.map(_inspect, folders, metadata.recordings["filename"])
-        for result in jobs:
-            inspected.append(result)
-            tick(1)
-    recordings = metadata.recordings.copy()
+    recordings = metadata.recordings.assign(in_metadata=True)
+    labels, num_given = metadata.labels, len(metadata.recordings)
+    if known is not None:
+        recordings, labels = known.joined_to(recordings, labels)
+    inspected = _inspect_all(recordings, folders, known, seen, tick)
     recordings["sample_rate_hz"] = [found.header.sample_rate_hz for found in inspected]
     recordings["num_frames"] = [found.header.num_frames for found in inspected]
     recordings["sha256"] = [found.sha256 for found in inspected]
@@ -151,16 +154,56 @@ def make_plan(
     starts = [grid.starts(length) for length in num_samples]
     lengths = np.array([len(clip_starts) for clip_starts in starts], np.int64)
     ends = np.array([s[-1] + grid.clip_samples if len(s) else 0 for s in starts], np.int64)
+    absent = sum(found.is_kept for found in inspected[:num_given])
+    problems = metadata.problems + _labels_in_no_clip(labels, ends)
+    if absent:
+        problems += (f"the audio of {absent} recordings is not there now; the store's rows of them are kept",)
+    order = np.arange(len(recordings)) if known is None else known.order(recordings, lengths)
+    recordings, labels = _reordered(recordings, labels, order)
     return Plan(
         recordings=recordings,
-        labels=metadata.labels,
-        problems=metadata.problems + _labels_in_no_clip(metadata.labels, ends),
-        paths=[found.path for found in inspected],
-        recording=np.repeat(np.arange(len(starts)), lengths),
-        start=np.concatenate([*starts, np.zeros(0, np.int64)]),
+        labels=labels,
+        problems=problems,
+        paths=[inspected[row].path for row in order],
+        recording=np.repeat(np.arange(len(starts)), lengths[order]),
+        start=np.concatenate([*(starts[row] for row in order), np.zeros(0, np.int64)]),
         shard_clips=shard_clips,
+        hop_samples=grid.hop_samples,
         tail_samples_left_out=sum(grid.tail_left_out(length) for length in num_samples),
     )
+
+
+def _inspect_all(
+    recordings: pd.DataFrame, folders: list[Path], known: Known | None, seen: SeenFiles, tick: Tick
+) -> "list[_Inspected]":
+    """Read headers and hash files, in threads; the database of seen files stays in this one."""
+    stored = known.header_and_sha256() if known is not None else {}
+    keys = recording_keys(recordings)
+
+    def begin(place: int) -> "_Inspected | Future[_Inspected]":
+        if place >= len(folders):  # gone from the metadata: what the store knows of it
+            return _Inspected(None, *stored[keys[place]], reason="", is_kept=True)
+        path = folders[place] / keys[place][1]
+        found = seen.find(path)
+        return _Inspected(path, *found, reason="") if found else pool.submit(_inspect, folders[place], path)
+
+    inspected: list[_Inspected] = []
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for first in range(0, len(keys), INSPECTED_AT_ONCE):
+            begun = [begin(place) for place in range(first, min(first + INSPECTED_AT_ONCE, len(keys)))]
+            for key, job in zip(keys[first:], begun, strict=False):
+                found = job
+                if isinstance(job, Future):
+                    found = job.result()
+                    if found.path is not None and not found.reason:
+                        seen.note(found.path, found.header, found.sha256)
+                assert isinstance(found, _Inspected)
+                if found.is_missing and key in stored:
+                    found = _Inspected(None, *stored[key], reason="", is_kept=True)
+                inspected.append(found)
+                tick(1)
+    seen.save()
+    return inspected
 
 
 def _labels_in_no_clip(labels: pd.DataFrame, ends: np.ndarray) -> tuple[str, ...]:
@@ -174,18 +217,14 @@ def _labels_in_no_clip(labels: pd.DataFrame, ends: np.ndarray) -> tuple[str, ...
     )
 
 
-def _in_known_order(
-    metadata: Metadata, folders: list[Path], known_order: list[tuple[str, str]]
-) -> tuple[Metadata, list[Path]]:
-    keys = list(zip(metadata.recordings["source"], metadata.recordings["filename"], strict=True))
-    place = {key: number for number, key in enumerate(known_order)}
-    order = sorted(range(len(keys)), key=lambda row: place.get(keys[row], len(place)))
+def _reordered(
+    recordings: pd.DataFrame, labels: pd.DataFrame, order: np.ndarray
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     new_number = np.empty(len(order), np.int64)
     new_number[order] = np.arange(len(order))
-    labels = metadata.labels.assign(recording=new_number[metadata.labels["recording"]])
+    labels = labels.assign(recording=new_number[labels["recording"]])
     labels = labels.sort_values("recording", kind="stable", ignore_index=True)
-    recordings = metadata.recordings.iloc[order].reset_index(drop=True)
-    return Metadata(recordings, labels, metadata.problems), [folders[row] for row in order]
+    return recordings.iloc[order].reset_index(drop=True), labels
 
 
 @dataclass(frozen=True)
@@ -194,27 +233,27 @@ class _Inspected:
     header: AudioHeader
     sha256: str
     reason: str
+    is_missing: bool = False
+    is_kept: bool = False
 
 
-def _inspect(folder: Path, filename: str) -> _Inspected:
+def _inspect(folder: Path, path: Path) -> _Inspected:
     sha256 = ""
     try:
-        path = find_audio(folder, filename)
+        refuse_outside(folder, path)
         header = read_header(path)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (ValueError, OSError) as error:
-        return _Inspected(None, AudioHeader(0, 1), sha256, str(error))
+        return _Inspected(None, AudioHeader(0, 1), sha256, str(error), is_missing=not path.exists())
     return _Inspected(path, header, sha256, "")
 
 
-def find_audio(folder: Path, filename: str) -> Path:
-    """Return the file of a metadata row.
+def refuse_outside(folder: Path, path: Path) -> None:
+    """Refuse the file of a metadata row that lies elsewhere.
 
     Raises:
         ValueError: the name leads out of the folder, by `..`, an absolute path or a link.
     """
-    path = folder / filename
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError("the file name leads out of the audio folder; it is not read")
-    return path

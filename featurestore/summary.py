@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from shared.command_line import size_text
+from shared.command_line import size_text, text_table
+from shared.stage_clock import StageClock
 from shared.store import FeatureStore
 
 MAX_NAMED = 20
+STAGES = ("decode", "log-mel", "backbone", "write")
 
 
 def store_facts(store: FeatureStore) -> dict[str, Any]:
@@ -22,10 +24,11 @@ def store_facts(store: FeatureStore) -> dict[str, Any]:
         "species": int(primary.nunique()),
         "taxonomy": len(store.attributes["taxonomy"]),
         "labels": len(store.labels),
+        "no_longer_in_metadata": int((~store.in_metadata).sum()),
         **{status: int(statuses.get(status, 0)) for status in ("ok", "short", "damaged", "unreadable")},
-        "bytes": folder_bytes(store.path),
+        "bytes": stored_bytes(store.path),
         "has_waveforms": store.waveforms is not None,
-        "stage": store.stage,
+        "stages": " ".join(store.stages),
         "map_channels": store.maps.row_shape[0],
         "map_rows": store.maps.row_shape[1],
         "map_frames": store.maps.row_shape[2],
@@ -33,15 +36,37 @@ def store_facts(store: FeatureStore) -> dict[str, Any]:
         "backbone": store.attributes["config"]["backbone"]["name"],
         "weights": store.attributes["weights"]["source"],
         "weights_sha256": store.attributes["weights"]["sha256"],
+        "engine": store.attributes["fingerprint_of"]["backbone"]["engine"],
+        "precision": store.attributes["config"]["backbone"]["precision"],
         "mel_channels": store.attributes["config"]["mel"]["channels"],
         "format_version": store.attributes["format_version"],
         "fingerprint": store.fingerprint,
     }
 
 
-def folder_bytes(path: Path) -> int:
+def stored_bytes(path: Path) -> int:
     """Return the size of all files of a store."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def stage_table(clock: StageClock, num_clips: int, wall_seconds: float, workers: int) -> str:
+    """Return where a build's time went, by stage, and which stage bounds it.
+
+    Busy seconds are summed over threads and include waiting for a processor, not for another stage.
+    """
+    busy = {stage: clock.seconds().get(stage, 0.0) for stage in STAGES}
+    total = sum(busy.values()) or 1.0
+    rows = [
+        [stage, f"{seconds:.1f}", f"{1e3 * seconds / num_clips:.2f}", f"{100 * seconds / total:.0f} %"]
+        for stage, seconds in busy.items()
+    ]
+    rate = num_clips / max(wall_seconds, 1e-9)
+    table = text_table(["stage", "busy s", "ms per clip", "share"], rows)
+    return (
+        f"{table}\n{num_clips} clips in {wall_seconds:.1f} s, {rate:.1f} clips/s with {workers} workers; "
+        f"{max(busy, key=lambda stage: busy[stage])} bounds"
+    )
 
 
 def named_problems(store: FeatureStore) -> list[str]:
@@ -58,15 +83,22 @@ def named_problems(store: FeatureStore) -> list[str]:
 def summary_text(store: FeatureStore, *, all_problems: bool = False) -> str:
     """Return the closing summary of a build, also shown by `featurestore info`."""
     facts = store_facts(store)
-    shape = f"{facts['map_channels']}x{facts['map_rows']}x{facts['map_frames']}"
+    arrays = [store.array(f"maps/{stage}") for stage in store.stages]
+    waveforms = "stored" if facts["has_waveforms"] else "left out"
+    maps = ", ".join(f"{array.name} {'x'.join(map(str, array.row_shape))}" for array in arrays)
     lines = [
         f"{store.path}: {facts['clips']} clips, {facts['hours']:.2f} hours of audio, "
         f"{facts['recordings']} recordings, {facts['species']} species, {size_text(facts['bytes'])}",
-        f"  maps/{store.stage} {shape} float16 of {facts['backbone']} ({facts['weights']}); "
-        f"waveforms {'stored' if facts['has_waveforms'] else 'left out'}",
+        f"  {maps} float16 of {facts['backbone']} ({facts['weights']}), "
+        f"{facts['engine']} {facts['precision']}; waveforms {waveforms}",
         f"  recordings: {facts['ok']} ok, {facts['short']} short, {facts['damaged']} damaged, "
         f"{facts['unreadable']} unreadable",
     ]
+    if facts["no_longer_in_metadata"]:
+        lines.append(
+            f"  {facts['no_longer_in_metadata']} recordings are no longer in the metadata; "
+            "they are kept and not trained on"
+        )
     clips = store.attributes["config"]["clips"]
     if facts["hours_in_tails_left_out"]:
         lines.append(

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,66 +13,90 @@ from torch import Tensor, nn
 from shared.timm_door import import_timm
 from shared.weights import find_weights
 
+ENGINES = ("auto", "torch", "openvino")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """Section [backbone].
 
     name: any EfficientNet of timm's.
-    stage: "last" (the last block, before conv_head), "conv_head", or "blocks.N".
+    stages: which maps are stored: "last" (the last block, before conv_head), "conv_head", or
+        "blocks.N". Several stand side by side in the store; the first is a head's default.
     weights: "pretrained", "random" (for speed tests), or a file.
+    engine, precision: what computes the maps; see shared/engines.py.
     batch_clips: clips per forward pass. It changes the last bits of a convolution, so it is
         part of what a store is bound to.
     """
 
     name: str = "tf_efficientnetv2_s.in21k"
-    stage: str = "last"
+    stages: tuple[str, ...] = ("last",)
     weights: str = "pretrained"
+    engine: str = "auto"
+    precision: str = "fp32"
     batch_clips: int = 16
 
     def __post_init__(self) -> None:
-        parts = self.stage.split(".")
-        numbered = len(parts) == 2 and parts[0] == "blocks" and parts[1].isdigit()
-        if self.stage not in ("last", "conv_head") and not numbered:
-            raise ValueError(f"stage must be last, conv_head or blocks.N; got {self.stage!r}.")
+        for stage in self.stages:
+            if not re.fullmatch(r"last|conv_head|blocks\.\d+", stage):
+                raise ValueError(f"a stage must be last, conv_head or blocks.N; got {stage!r}.")
+        if not self.stages or len({*self.stages}) < len(self.stages):
+            raise ValueError(f"stages must name at least one, each once; got {list(self.stages)}.")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {self.engine!r}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}.")
         if self.batch_clips < 1:
             raise ValueError(f"batch_clips must be at least 1, got {self.batch_clips}.")
 
 
 class Backbone(nn.Module):
-    """Images (B, 3, M, N) of 0..1 to embedding maps (B, C, F, T), frozen.
+    """Images (B, 3, M, N) of 0..1 to embedding maps (B, C, F, T), one per stage, frozen.
 
     Batch norms are folded into the convolutions before them and memory is channels-last,
     which changes the maps by less than 1e-5 of their range.
+
+    stages: the maps' own names, in the order in which `forward` returns them.
+    asked_stages: the same in the config's order.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, layers: nn.Module, pretrained_cfg: dict[str, Any]) -> None:
+    def __init__(self, parts: dict[str, nn.Module], pretrained_cfg: dict[str, Any]) -> None:
         super().__init__()
-        self.layers = layers
+        self.stages = tuple(parts)
+        self.parts = nn.ModuleList(parts.values())
         self.register_buffer("mean", torch.tensor(pretrained_cfg["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(pretrained_cfg["std"]).view(1, 3, 1, 1))
-        self.stage = ""
+        self.asked_stages: tuple[str, ...] = self.stages
         self.weights_sha256 = ""
         self.weights_source = ""
 
     @property
-    def time_stride(self) -> int:
-        """Mel frames per frame of the map."""
-        convs = [layer for layer in self.layers.modules() if isinstance(layer, nn.Conv2d)]
-        return math.prod(int(conv.stride[1]) for conv in convs)
+    def time_strides(self) -> tuple[int, ...]:
+        """Mel frames per frame of each map."""
+        strides, product = [], 1
+        for part in self.parts:
+            convs = [layer for layer in part.modules() if isinstance(layer, nn.Conv2d)]
+            product *= math.prod(int(conv.stride[1]) for conv in convs)
+            strides.append(product)
+        return tuple(strides)
 
-    def forward(self, images: Float[Tensor, "b 3 m n"]) -> Float[Tensor, "b c f t"]:
-        """Return the map of every image, normalised as the weights were trained."""
-        normalised = (images - self.mean) / self.std
-        maps: Tensor = self.layers(normalised.contiguous(memory_format=torch.channels_last))
-        return maps
+    def forward(self, images: Float[Tensor, "b 3 m n"]) -> tuple[Tensor, ...]:
+        """Return the maps of every image, normalised as the weights were trained."""
+        normalised = ((images - self.mean) / self.std).to(next(self.parts.parameters()).dtype)
+        values = normalised.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for part in self.parts:
+            values = part(values)
+            maps.append(values)
+        return tuple(maps)
 
 
 def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
-    """Return the frozen backbone up to `config.stage`, with its weights, on `device`.
+    """Return the frozen backbone up to the last of its stages, with its weights, on `device`.
 
     Raises:
         ValueError: an unknown name or stage, no EfficientNet, or weights that do not fit.
@@ -87,9 +112,10 @@ def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
         except RuntimeError as error:  # timm's way to say: unknown tag behind the dot
             raise ValueError(f"timm cannot make {config.name!r}: {error}.") from error
     digest, source = _load_weights(model, config)
-    layers, stage = _up_to(model, config)
-    backbone = Backbone(fold_batch_norms(layers.eval()), model.pretrained_cfg)
-    backbone.stage, backbone.weights_sha256, backbone.weights_source = stage, digest, source
+    parts = {name: fold_batch_norms(part.eval()) for name, part in _parts(model, config).items()}
+    backbone = Backbone(parts, model.pretrained_cfg)
+    backbone.weights_sha256, backbone.weights_source = digest, source
+    backbone.asked_stages = own_names(config.stages, len(model.blocks))
     backbone.requires_grad_(False).eval()
     # torch's own stubs of Module.to leave memory_format out
     return backbone.to(device=device, memory_format=torch.channels_last)  # type: ignore
@@ -124,20 +150,30 @@ def _is_classifier(name: str) -> bool:
     return name.startswith("classifier.")
 
 
-def _up_to(model: nn.Module, config: BackboneConfig) -> tuple[nn.Sequential, str]:
-    """Return the layers up to the stage, and the stage's own name."""
+def own_names(stages: tuple[str, ...], num_blocks: int) -> tuple[str, ...]:
+    """Return the stages with "last" by its own name, as in blocks.6."""
+    return tuple(f"blocks.{num_blocks - 1}" if stage == "last" else stage for stage in stages)
+
+
+def _parts(model: nn.Module, config: BackboneConfig) -> dict[str, nn.Sequential]:
+    """Return the layers up to each stage from the one before it, in the network's order."""
     if not all(hasattr(model, name) for name in ("conv_stem", "bn1", "blocks", "conv_head", "bn2")):
         raise ValueError(f"{config.name} is no EfficientNet of timm's; the backbone must be one.")
     blocks: nn.Sequential = model.blocks  # type: ignore[assignment]
-    last = len(blocks) - 1
-    stage = f"blocks.{last}" if config.stage == "last" else config.stage
-    depth = last if stage == "conv_head" else int(stage.split(".")[1])
-    if depth > last:
-        raise ValueError(f"{config.name} has stages blocks.0 to blocks.{last}, got {stage}.")
-    layers = [model.conv_stem, model.bn1, *(blocks[n] for n in range(depth + 1))]
-    if stage == "conv_head":
-        layers += [model.conv_head, model.bn2]
-    return nn.Sequential(*layers), stage  # type: ignore[arg-type]
+    steps = {f"blocks.{number}": [block] for number, block in enumerate(blocks)}
+    steps["blocks.0"] = [model.conv_stem, model.bn1, blocks[0]]  # type: ignore[list-item]
+    steps["conv_head"] = [model.conv_head, model.bn2]  # type: ignore[list-item]
+    stages = own_names(config.stages, len(blocks))
+    for stage in stages:
+        if stage not in steps:
+            raise ValueError(f"{config.name} has stages blocks.0 to blocks.{len(blocks) - 1}, got {stage}.")
+    parts: dict[str, nn.Sequential] = {}
+    layers: list[nn.Module] = []
+    for name, step in steps.items():
+        layers += step
+        if name in stages:
+            parts[name], layers = nn.Sequential(*layers), []
+    return parts
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

@@ -80,7 +80,8 @@ def parse_config(kind: type[ConfigT], sections: Sections, *, foreign: Iterable[s
 
 
 def _check_keys(section: str, kind: type, values: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the names and types of a section; ints become floats in place."""
+    """Return what is wrong with the names and types of a section; ints become floats, lists
+    tuples, in place."""
     hints = get_type_hints(kind)
     errors = []
     for key, value in values.items():
@@ -88,8 +89,10 @@ def _check_keys(section: str, kind: type, values: dict[str, Any]) -> list[str]:
             errors.append(f"unknown key {section}.{key}{_nearest(key, hints)}")
         elif hints[key] is float and type(value) is int:
             values[key] = float(value)
+        elif hints[key] == tuple[str, ...] and type(value) in (str, list, tuple):
+            values[key] = (value,) if type(value) is str else tuple(map(str, value))
         elif type(value) is not hints[key]:
-            wanted = hints[key].__name__
+            wanted = "a list of strings" if hints[key] == tuple[str, ...] else hints[key].__name__
             errors.append(f"{section}.{key} must be {wanted}, got {value!r}")
     return errors
 
@@ -103,8 +106,11 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def as_sections(config: Any) -> Sections:
-    """Return a config as plain nested dicts, ready for TOML or JSON."""
-    return dataclasses.asdict(config)
+    """Return a config as plain nested dicts, ready for TOML or JSON: tuples become lists."""
+    sections: Sections = dataclasses.asdict(config)
+    for values in sections.values():
+        values |= {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
+    return sections
 
 
 def write_toml(sections: Mapping[str, Any], path: Path) -> None:

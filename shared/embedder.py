@@ -1,40 +1,65 @@
 """Stored int16 clips into embedding maps: the log-mel and the backbone as one step."""
 
+from dataclasses import dataclass
+from importlib.metadata import version
+
 import numpy as np
 import torch
-from jaxtyping import Float16, Int16
+from jaxtyping import Int16
+from torch import Tensor
 
-from shared.backbone import Backbone, load_backbone
+from shared.backbone import load_backbone
 from shared.config import digest
+from shared.engines import make_engine
 from shared.features import FeatureConfig
 from shared.mel import LogMelImage
+from shared.stage_clock import StageClock
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """Maps (B, C, F, T) float16 by stage, and per clip how many values were cut to float16's range."""
+
+    maps: dict[str, np.ndarray]
+    overflows: np.ndarray
+
+
 class Embedder:
-    """int16 waveforms (B, S) to float16 maps (B, C, F, T), in batches of one fixed size.
+    """int16 waveforms (B, S) to float16 maps, in batches of one fixed size.
 
     The last batch of a call is padded, so that a row's bits depend on its place in the batch
     grid and never on how many rows came with it.
+
+    streams: how many threads may call `embed` at once, each on one core. With one, the engine
+        itself uses all cores.
     """
 
-    def __init__(self, config: FeatureConfig, device: torch.device) -> None:
+    def __init__(self, config: FeatureConfig, device: torch.device, *, streams: int = 1) -> None:
         self.config = config
         self.device = device
+        self.streams = streams
         self.batch_clips = config.backbone.batch_clips
         self.grid = config.clips.grid()
+        self.clock = StageClock()
         self.image = LogMelImage(config.mel, self.grid, device)
-        self.backbone: Backbone = load_backbone(config.backbone, device)
-        probe = self.embed(np.zeros((1, self.grid.clip_samples), np.int16))[0]
-        self.map_shape: tuple[int, int, int] = probe.shape[1:]
-        self.frame_hop = self.backbone.time_stride * config.mel.hop_length
+        self.backbone = load_backbone(config.backbone, device)
+        shape = (self.batch_clips, 3, config.mel.num_mels, config.mel.num_frames(self.grid))
+        self.engine = make_engine(self.backbone, config.backbone, shape, device, streams)
+        probe = self.embed(np.zeros((1, self.grid.clip_samples), np.int16)).maps
+        self.stages = self.backbone.asked_stages
+        self.map_shapes = {stage: probe[stage].shape[1:] for stage in self.stages}
+        strides = dict(zip(self.backbone.stages, self.backbone.time_strides, strict=True))
+        self.frame_hops = {stage: strides[stage] * config.mel.hop_length for stage in self.stages}
 
     @property
     def fingerprint_of(self) -> dict[str, object]:
         """Everything that decides a feature's value, engine and precision included."""
         return self.config.fingerprint_of(
-            stage=self.backbone.stage, weights_sha256=self.backbone.weights_sha256
+            stages=list(self.stages),
+            weights_sha256=self.backbone.weights_sha256,
+            engine=self.engine.name,
         )
 
     @property
@@ -42,28 +67,50 @@ class Embedder:
         """Digest of `fingerprint_of`."""
         return digest(self.fingerprint_of)
 
-    def embed(self, waveforms: Int16[np.ndarray, "b s"]) -> tuple[Float16[np.ndarray, "b c f t"], np.ndarray]:
-        """Return the maps, and per clip how many values passed float16's range and were cut."""
-        maps, overflows = [], []
-        for start in range(0, len(waveforms), self.batch_clips):
-            batch = waveforms[start : start + self.batch_clips]
-            num_clips = len(batch)
-            if num_clips < self.batch_clips:
-                batch = np.concatenate(
-                    [batch, np.zeros((self.batch_clips - num_clips, batch.shape[1]), np.int16)]
-                )
-            values = self._forward(batch)[:num_clips]
-            overflows.append((np.abs(values) > FLOAT16_MAX).sum(axis=(1, 2, 3)))
-            maps.append(values.clip(-FLOAT16_MAX, FLOAT16_MAX).astype(np.float16))
-        return np.concatenate(maps), np.concatenate(overflows)
+    @property
+    def numerics(self) -> dict[str, object]:
+        """What decides the last bits of a feature beside the config and the processor."""
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        engine = {"openvino": version("openvino")} if self.engine.name == "openvino" else {}
+        return {"device": gpu or self.device.type, "torch": torch.__version__, **engine}
+
+    def embed(self, waveforms: Int16[np.ndarray, "b s"]) -> Embedded:
+        """Return the maps of any number of clips."""
+        parts = [
+            self._embed_batch(waveforms[start : start + self.batch_clips])
+            for start in range(0, len(waveforms), self.batch_clips)
+        ]
+        maps = {stage: np.concatenate([part.maps[stage] for part in parts]) for stage in self.backbone.stages}
+        return Embedded(maps, np.concatenate([part.overflows for part in parts]))
 
     @torch.inference_mode()
-    def _forward(self, batch: Int16[np.ndarray, "b s"]) -> np.ndarray:
-        waveforms = torch.from_numpy(batch).to(self.device).float() / 32768
-        # On a GPU torch lets convolutions round their inputs to TF32: off by decibels in a log-mel.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            maps = self.backbone(self.image(waveforms))
-        return np.asarray(maps.float().cpu().contiguous().numpy())
+    def _embed_batch(self, batch: Int16[np.ndarray, "b s"]) -> Embedded:
+        num_clips = len(batch)
+        if num_clips < self.batch_clips:
+            padding = np.zeros((self.batch_clips - num_clips, batch.shape[1]), np.int16)
+            batch = np.concatenate([batch, padding])
+        with self.clock.measured("log-mel"):
+            images = self.image(self._on_device(batch).float() / 32768).contiguous()
+        with self.clock.measured("backbone"):
+            found = self.engine(images)
+            halves, overflows = zip(*(_to_float16(values[:num_clips]) for values in found), strict=True)
+            maps = {
+                stage: half.contiguous().cpu().numpy()
+                for stage, half in zip(self.backbone.stages, halves, strict=True)
+            }
+            return Embedded(maps, sum(overflows).cpu().numpy())
+
+    def _on_device(self, batch: Int16[np.ndarray, "b s"]) -> Tensor:
+        waveforms = torch.from_numpy(batch)
+        if self.device.type != "cuda":
+            return waveforms
+        return waveforms.pin_memory().to(self.device, non_blocking=True)
+
+
+def _to_float16(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return maps cut to float16's range, and how many values of each clip were cut."""
+    overflows = (values.abs() > FLOAT16_MAX).sum(dim=(1, 2, 3))
+    return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).half(), overflows
 
 
 def choose_device(name: str) -> torch.device:

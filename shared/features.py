@@ -31,14 +31,13 @@ class FeatureConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
 
-    def fingerprint_of(self, *, stage: str, weights_sha256: str) -> dict[str, Any]:
+    def fingerprint_of(self, *, stages: list[str], weights_sha256: str, engine: str) -> dict[str, Any]:
         """Return what the fingerprint is a digest of, by name, so that differences have names."""
         sections: Sections = as_sections(self)
         del sections["store"]  # how rows are grouped into files changes none of them
         sections["backbone"] |= {
-            "stage": stage,
+            "stages": stages,
             "weights": weights_sha256,
-            "engine": "torch-folded",
-            "precision": "fp32",
+            "engine": engine,
         }
         return {"format_version": FORMAT_VERSION, **sections}

@@ -19,7 +19,9 @@ LABEL_COLUMNS = ["recording", "species", "kind", "start", "stop", "value", "weig
 WHOLE = -1  # start and stop of a label that holds for the whole recording
 
 # Columns that the store adds; a given column of the same name is kept as given_<name>.
-OWN_COLUMNS = frozenset(["source", "xc_id", "sample_rate_hz", "num_frames", "sha256", "status", "reason"])
+OWN_COLUMNS = frozenset(
+    ["source", "xc_id", "sample_rate_hz", "num_frames", "sha256", "status", "reason", "in_metadata"]
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One shard file of a Zarr v3 array: written as a stream, read by mapping it.
+"""One shard file of a Zarr v3 array: written as a stream, and where its rows lie.
 
 The standard `sharding_indexed` codec with one row per inner chunk, inner codecs bytes (little
 endian) and crc32c, and the index (offset and length of every chunk, then its own crc32c) at the
@@ -6,18 +6,21 @@ end of the file. Any Zarr v3 reader opens it.
 """
 
 import hashlib
-import mmap
 import os
 import struct
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import google_crc32c
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 ABSENT = 2**64 - 1  # offset and length of a chunk that was left out: all fill value
 CRC_BYTES = 4
+MAX_UNHASHED = 4  # pieces
 
 
 @dataclass(frozen=True)
@@ -28,40 +31,92 @@ class ShardDigest:
     sha256: str
 
 
-class ShardWriter:
-    """Streams rows into `path`; `finish` adds the index and makes the file durable."""
+def shard_bytes(shard_clips: int, row_bytes: int) -> int:
+    """Return the size of a full shard file, index included."""
+    return shard_clips * (row_bytes + CRC_BYTES + 16) + CRC_BYTES
 
-    def __init__(self, path: Path, *, shard_clips: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._file = path.open("wb")
-        self._sha256 = hashlib.sha256()
+
+class _ShardBytes:
+    """Makes the bytes of a shard file, piece by piece, from its rows."""
+
+    def __init__(self, shard_clips: int) -> None:
         self._index = np.full((shard_clips, 2), ABSENT, dtype="<u8")
         self._num_rows = 0
         self._num_bytes = 0
 
-    def append(self, rows: np.ndarray) -> None:
-        """Write rows (n, ...) after those already there; chunk = row bytes and their crc32c."""
-        little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
-        for row in little:
-            chunk = np.ascontiguousarray(row).tobytes()
-            self._index[self._num_rows] = (self._num_bytes, len(chunk) + CRC_BYTES)
-            self._num_rows += 1
-            self._write(chunk + struct.pack("<I", google_crc32c.value(chunk)))
+    def chunks_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the chunks of rows (n, ...): their bytes, each followed by its crc32c."""
+        little = np.ascontiguousarray(rows.astype(rows.dtype.newbyteorder("<"), copy=False))
+        values = little.view(np.uint8).reshape(len(rows), -1)
+        row_bytes = values.shape[1]
+        chunks = np.empty((len(rows), row_bytes + CRC_BYTES), np.uint8)
+        chunks[:, :row_bytes] = values
+        checksums = np.array([google_crc32c.value(row) for row in values], "<u4")
+        chunks[:, row_bytes:] = checksums.view(np.uint8).reshape(-1, CRC_BYTES)
+        index = self._index[self._num_rows : self._num_rows + len(rows)]
+        index[:, 0] = self._num_bytes + np.arange(len(rows), dtype=np.uint64) * np.uint64(chunks.shape[1])
+        index[:, 1] = chunks.shape[1]
+        self._num_rows += len(rows)
+        self._num_bytes += chunks.size
+        return chunks
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
+    def index(self) -> bytes:
+        """Return the index and its crc32c: the end of the file."""
+        index = self._index.tobytes()
+        return index + struct.pack("<I", google_crc32c.value(index))
+
+
+def digest_of_rows(batches: Iterable[np.ndarray], shard_clips: int) -> ShardDigest:
+    """Return the digest of the shard file that these rows would make."""
+    maker, state, num_bytes = _ShardBytes(shard_clips), hashlib.sha256(), 0
+    for rows in batches:
+        chunks = maker.chunks_of(rows)
+        state.update(chunks.data)
+        num_bytes += chunks.size
+    index = maker.index()
+    state.update(index)
+    return ShardDigest(num_bytes + len(index), state.hexdigest())
+
+
+class ShardWriter:
+    """Streams rows into `path`; `finish` adds the index and makes the file durable.
+
+    The sha256 is computed in a thread beside the writing.
+    """
+
+    def __init__(self, path: Path, *, shard_clips: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("wb", buffering=0)
+        self._bytes = _ShardBytes(shard_clips)
+        self._sha256 = hashlib.sha256()
+        self._num_bytes = 0
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._unhashed: list[Future[None]] = []
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write rows (n, ...) after those already there."""
+        self._write(self._bytes.chunks_of(rows).data)
+
+    def _write(self, data: memoryview) -> None:
+        data = data.cast("B")
+        self._unhashed.append(self._hasher.submit(self._sha256.update, data))
         self._num_bytes += len(data)
+        while data:
+            data = data[self._file.write(data) :]
+        while len(self._unhashed) > MAX_UNHASHED:
+            self._unhashed.pop(0).result()
 
     def finish(self) -> ShardDigest:
         """Write the index, flush to the disk, close."""
-        index = self._index.tobytes()
-        self._write(index + struct.pack("<I", google_crc32c.value(index)))
-        self._file.flush()
+        self._write(memoryview(self._bytes.index()))
         os.fsync(self._file.fileno())
-        self._file.close()
+        self._close()
         return ShardDigest(self._num_bytes, self._sha256.hexdigest())
+
+    def _close(self) -> None:
+        self._hasher.shutdown()
+        self._file.close()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -72,46 +127,39 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._close()
 
 
-class MappedShard:
-    """A shard file mapped into memory; rows are read at the offsets of its own index."""
+def row_offsets(file: UInt8[np.ndarray, " n"], shard_clips: int, row_bytes: int) -> Int64[np.ndarray, " r"]:
+    """Return where each row's bytes begin in a shard file, -1 for absent rows (all zeros).
 
-    def __init__(self, path: Path, *, shard_clips: int, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        index_bytes = 16 * shard_clips
-        if len(self._map) < index_bytes + CRC_BYTES:
-            raise ValueError(f"{path} is shorter than its index: the shard is damaged.")
-        tail = self._map[-index_bytes - CRC_BYTES :]
-        if struct.unpack("<I", tail[index_bytes:])[0] != google_crc32c.value(tail[:index_bytes]):
-            raise ValueError(f"{path}: the index does not match its checksum; the shard is damaged.")
-        index = np.frombuffer(tail[:index_bytes], dtype="<u8").reshape(shard_clips, 2)
-        self._present = index[:, 0] != ABSENT
-        self._offsets = index[:, 0].astype(np.int64)
-        self._row_shape, self._dtype = row_shape, dtype
-        self._dense = self._strided_view()
+    Raises:
+        ValueError: the index is damaged, or chunks are not of this size.
+    """
+    index_bytes = 16 * shard_clips
+    if len(file) < index_bytes + CRC_BYTES:
+        raise ValueError("the file is shorter than its index")
+    tail = file[-index_bytes - CRC_BYTES :].tobytes()
+    if struct.unpack("<I", tail[index_bytes:])[0] != google_crc32c.value(tail[:index_bytes]):
+        raise ValueError("the index does not match its checksum")
+    index = np.frombuffer(tail[:index_bytes], dtype="<u8").reshape(shard_clips, 2)
+    present = index[:, 0] != ABSENT
+    ends = index[present].sum(axis=1)
+    sizes = index[present, 1]
+    if (sizes != row_bytes + CRC_BYTES).any() or (ends > len(file) - index_bytes - CRC_BYTES).any():
+        raise ValueError(f"the index names chunks that are not {row_bytes + CRC_BYTES} bytes within the file")
+    return np.where(present, index[:, 0].astype(np.int64), -1)
 
-    def _strided_view(self) -> np.ndarray | None:
-        """Return all rows as one array (rows, ...) where they lie one after the other."""
-        row_bytes = int(np.prod(self._row_shape)) * self._dtype.itemsize
-        num_rows = int(self._present.sum())
-        in_line = np.arange(num_rows, dtype=np.int64) * (row_bytes + CRC_BYTES)
-        if not self._present[:num_rows].all() or (self._offsets[:num_rows] != in_line).any():
-            return None
-        flat = np.ndarray((num_rows, *self._row_shape), self._dtype, self._map, strides=None)
-        strides = (row_bytes + CRC_BYTES, *flat.strides[1:])
-        return np.ndarray((num_rows, *self._row_shape), self._dtype, self._map, 0, strides)
 
-    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Copy the shard's `rows` (numbers within the shard) to `out[places]`."""
-        if self._dense is not None:
-            out[places] = self._dense[rows]
-            return
-        for row, place in zip(rows, places, strict=True):
-            if self._present[row]:
-                offset = int(self._offsets[row])
-                out[place] = np.ndarray(self._row_shape, self._dtype, self._map, offset)
-            else:
-                out[place] = 0
+def damaged_rows(file: UInt8[np.ndarray, " n"], shard_clips: int, row_bytes: int, num_rows: int) -> list[int]:
+    """Return the rows of a shard file whose chunk does not match its checksum.
+
+    Raises:
+        ValueError: as `row_offsets`.
+    """
+    bad = []
+    for row, offset in enumerate(row_offsets(file, shard_clips, row_bytes)[:num_rows].tolist()):
+        chunk = file[offset : offset + row_bytes + CRC_BYTES]
+        if offset < 0 or google_crc32c.value(chunk[:row_bytes]) != int(chunk[row_bytes:].view("<u4")[0]):
+            bad.append(row)
+    return bad

@@ -27,6 +27,7 @@ channels = "repeat"
 
 [backbone]
 name = "tf_efficientnet_lite0"
+engine = "torch"
 batch_clips = 4
 
 [store]

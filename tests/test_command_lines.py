@@ -14,8 +14,13 @@ from trainer.cli import main as trainer
 Run = Callable[..., object]
 
 OPTIONS = {
-    "featurestore build": "--allow-mixed --audio --config --device --external --metadata "
-    "--no-waveforms --out --set --strict --weights",
+    "featurestore build": "--allow-mixed --audio --break-lock --config --device --external --metadata "
+    "--no-waveforms --out --prune --set --strict --weights --workers",
+    "featurestore convert": "OUT SOURCE",
+    "featurestore embed": "--allow-mixed --break-lock --config --device --no-waveforms --out --set "
+    "--weights --workers SOURCE",
+    "featurestore repair": "--allow-mixed --audio --break-lock --weights --workers STORE",
+    "featurestore verify": "--audio STORE",
     "featurestore info": "--all --json STORE",
     "featurestore synth": "--recordings --seed --soundscapes --species OUT",
     "trainer fit": "--config --device --features --fold --out --set --taxonomy",

@@ -75,6 +75,7 @@ def fit(
 
     store = FeatureStore(features)
     config = _train_config(store, config_path, overrides)
+    store = FeatureStore(features, config.head.stage) if config.head.stage else store
     out = out or Path("runs") / f"{config.head.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     chosen = read_taxonomy(taxonomy) if taxonomy else Taxonomy(tuple(store.attributes["taxonomy"]))
     prepared = fitting.prepare(store, chosen, config, fold)
@@ -170,7 +171,7 @@ def evaluate(
     for path in runs:
         run = load_run(path)
         run.head.to(torch_device)
-        store = FeatureStore(features or Path(run.facts["features"]))
+        store = FeatureStore(features or Path(run.facts["features"]), run.facts["stage"])
         table: dict[str, Any] = dict(
             validation_scores(run, store, Precision(torch_device)).table(interval=True)
         )

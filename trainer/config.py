@@ -58,9 +58,13 @@ class MixupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Section [head]: ChronoNet's sizes count for `chrononet` only."""
+    """Section [head]: ChronoNet's sizes count for `chrononet` only.
+
+    stage: which of the store's maps the head reads, as in "blocks.4"; "" is the store's first.
+    """
 
     name: str = "chrononet"
+    stage: str = ""
     filters: int = 32
     gru_units: int = 64
     strides: int = 1

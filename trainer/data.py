@@ -50,10 +50,14 @@ class ClipData:
         self._valid = store.clips["valid_samples"].to_numpy(np.int64)
 
     def usable_rows(self) -> np.ndarray:
-        """Return rows with enough audio to be judged: a whole tail, or a recording's first clip."""
+        """Return rows with enough audio to be judged: a whole tail, or a recording's first clip.
+
+        Recordings that the metadata no longer has are left out, though the store keeps them.
+        """
         first = self.store.clips["start"].to_numpy() == 0
         enough = self._valid >= max(1, self.grid.min_tail_samples)
-        return np.flatnonzero(enough | (first & (self._valid > 0)))
+        known = self.store.in_metadata[self.recording_of_row]
+        return np.flatnonzero(known & (enough | (first & (self._valid > 0))))
 
     def first_primary(self) -> list[str]:
         """Return each recording's first primary species, "" where it has none."""

@@ -43,12 +43,12 @@ def draw_recording(predictor: Predictor, path: Path, folder: Path, truth: pd.Dat
     top.set_title(f"{path.name}, first {seconds:g} s", loc="left")
     bottom.imshow(
         frames[:, lanes].T, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest",
-        extent=(0, len(frames) * predictor.embedder.frame_hop / rate, len(lanes) - 0.5, -0.5),
+        extent=(0, len(frames) * predictor.frame_hop / rate, len(lanes) - 0.5, -0.5),
     )  # fmt: skip
     bottom.set_yticks(range(len(lanes)), [predictor.run.taxonomy.species[lane] for lane in lanes])
     bottom.set_xlabel("seconds")
     bottom.set_xlim(0, seconds)
-    title = f"probability per frame ({predictor.embedder.frame_hop / rate:g} s)"
+    title = f"probability per frame ({predictor.frame_hop / rate:g} s)"
     bottom.set_title(title + ("" if truth is None else "; orange: songs that are there"), loc="left")
     for row, lane in enumerate(lanes):
         for event in _events(truth, predictor.run.taxonomy.species[lane]):

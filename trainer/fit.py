@@ -140,6 +140,7 @@ def _facts(store: FeatureStore, prepared: Prepared, config: TrainConfig) -> dict
         "features": str(store.path.absolute()),
         "fingerprint": store.fingerprint,
         "fingerprint_of": store.attributes["fingerprint_of"],
+        "stage": store.stage,
         "map_shape": list(store.maps.row_shape),
         "frame_hop": store.frame_hop,
         "held_out": prepared.split.held_out,

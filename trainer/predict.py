@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -43,20 +43,24 @@ class Predictor:
         Raises:
             ValueError: the backbone's weights are not the ones the run was trained on.
         """
-        features = run.features
+        self.stage = str(run.facts["stage"])
+        backbone = replace(run.features.backbone, stages=(self.stage,))
         if weights:
-            features = replace(features, backbone=replace(features.backbone, weights=weights))
+            backbone = replace(backbone, weights=weights)
         self.run = run
-        self.embedder = Embedder(features, device)
-        if self.embedder.fingerprint != run.facts["fingerprint"]:
-            lines = differences(run.facts["fingerprint_of"], self.embedder.fingerprint_of)
+        self.embedder = Embedder(replace(run.features, backbone=backbone), device)
+        self.frame_hop = self.embedder.frame_hops[self.stage]
+        lines = differences(
+            *map(_what_a_head_sees, (run.facts["fingerprint_of"], self.embedder.fingerprint_of))
+        )
+        if lines:
             raise ValueError(
                 f"{run.path} was trained on other features (run -> now): {'; '.join(lines)}. "
                 "Give the backbone's weights file with --weights FILE."
             )
         self._head = run.head.to(device).eval()
         self._device = device
-        base = features.clips.grid()
+        base = run.features.clips.grid()
         self.grid = ClipGrid(
             sample_rate_hz=base.sample_rate_hz,
             clip_samples=base.clip_samples,
@@ -90,8 +94,8 @@ class Predictor:
     def _score(self, clips: list[Clip]) -> Segments:
         waveforms = np.stack([to_int16(clip.samples)[0] for clip in clips])
         valid = np.array([clip.valid_samples for clip in clips])
-        maps, _ = self.embedder.embed(waveforms)
-        mask = frame_mask(valid, frame_hop=self.embedder.frame_hop, num_frames=maps.shape[3])
+        maps = self.embedder.embed(waveforms).maps[self.stage]
+        mask = frame_mask(valid, frame_hop=self.frame_hop, num_frames=maps.shape[3])
         output = self._head(
             torch.from_numpy(maps).to(self._device).float(), torch.from_numpy(mask).to(self._device)
         )
@@ -100,6 +104,14 @@ class Predictor:
             output.frame_wise.float().sigmoid().cpu().numpy(),
             valid,
         )
+
+
+def _what_a_head_sees(fingerprint_of: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what changes maps by their last bits only, and the stages that a head does not read."""
+    backbone = {
+        key: value for key, value in fingerprint_of["backbone"].items() if key not in ("engine", "stages")
+    }
+    return fingerprint_of | {"backbone": backbone}
 
 
 def _grouped(clips: Iterator[Clip], size: int) -> Iterator[list[Clip]]:

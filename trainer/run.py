@@ -29,7 +29,7 @@ RUN_FORMAT = 1
 class Run:
     """A run folder with its head.
 
-    facts: run.json: features (path), fingerprint, fingerprint_of, map_shape, frame_hop,
+    facts: run.json: features (path), fingerprint, fingerprint_of, stage, map_shape, frame_hop,
         held_out, seed, epochs_done, software.
     """
 
@@ -93,7 +93,7 @@ def load_run(path: Path) -> Run:
     except (json.JSONDecodeError, UnicodeDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} has a damaged file: {error}.") from error
     facts = facts if isinstance(facts, dict) else {}
-    missing = {"map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
+    missing = {"stage", "map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
     if facts.get("format") != RUN_FORMAT or missing:
         raise ValueError(
             f"{path}/run.json has run format {facts.get('format')}; this program reads {RUN_FORMAT}. "

@@ -1,14 +1,19 @@
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 
 from featurestore import build as building
+from shared.audio import ClipDecoder
+from shared.engines import TorchEngine
 from shared.store import FeatureStore
 
 Run = Callable[..., object]
@@ -40,8 +45,6 @@ def test_every_clip_of_every_recording_has_its_row(build_tiny: BuildTiny, tiny_d
 
 
 def test_maps_come_from_the_stored_int16_samples(build_tiny: BuildTiny, tiny_config: Path) -> None:
-    import torch
-
     from shared.config import parse_config, read_sections
     from shared.embedder import Embedder
     from shared.features import FeatureConfig
@@ -51,7 +54,7 @@ def test_maps_come_from_the_stored_int16_samples(build_tiny: BuildTiny, tiny_con
     config = parse_config(FeatureConfig, read_sections(tiny_config), foreign=TrainConfig.__dataclass_fields__)
     assert store.waveforms is not None
     rows = np.arange(4)
-    maps, _ = Embedder(config, torch.device("cpu")).embed(store.waveforms.read(rows))
+    maps = Embedder(config, torch.device("cpu")).embed(store.waveforms.read(rows)).maps["blocks.6"]
     assert np.array_equal(maps, store.maps.read(rows))
 
 
@@ -146,30 +149,105 @@ def test_other_numerics_are_refused_for_new_rows_unless_mixing_is_allowed(
     assert [n["processor"] for n in store.attributes["numerics"]][1:] == ["another processor"]
 
 
-@pytest.mark.parametrize("batches_before_the_kill", [0, 1, 2, 4])
+@pytest.mark.parametrize("shards_before_the_kill", [0, 1, 3])
 def test_a_killed_rebuild_never_shows_one_recording_under_another(
-    build_tiny: BuildTiny,
-    tiny_data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    batches_before_the_kill: int,
+    build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, shards_before_the_kill: int
 ) -> None:
-    path = build_tiny()
+    path, whole = build_tiny(), build_tiny("whole.zarr")
     change_metadata(tiny_data, lambda t: t.drop(index=1))
-    calls, embed = 0, building.Embedder.embed
+    calls, write_shard = 0, building.StoreWriter.write_shard
 
-    def killed(self: building.Embedder, waveforms: np.ndarray) -> object:
+    def killed(self: building.StoreWriter, *arguments: Any) -> object:
         nonlocal calls
         calls += 1
-        if calls > 1 + batches_before_the_kill:
+        if calls > shards_before_the_kill:
             raise KeyboardInterrupt
-        return embed(self, waveforms)
+        return write_shard(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building.Embedder, "embed", killed)
-        build_tiny(status=1)
+        patch.setattr(building.StoreWriter, "write_shard", killed)
+        build_tiny("tiny.zarr", "--prune", status=1)
     with pytest.raises(ValueError, match="unfinished build"):
         FeatureStore(path)
-    assert file_digests(build_tiny()) == file_digests(build_tiny("fresh.zarr"))
+    build_tiny("whole.zarr", "--prune")
+    assert file_digests(build_tiny("tiny.zarr", "--prune")) == file_digests(whole)
+
+
+def test_pruned_rows_are_gone_and_the_others_are_moved_and_not_computed(
+    build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = FeatureStore(build_tiny())
+    kept = np.flatnonzero(before.clips["recording"] != 1)
+    maps, waveforms = before.maps.read(kept), before.waveforms
+    assert waveforms is not None
+    samples = waveforms.read(kept)
+    change_metadata(tiny_data, lambda t: t.drop(index=1))
+    shutil.rmtree(tiny_data / "audio" / "high")  # not needed: nothing is decoded
+    (tiny_data / "audio" / "low" / "XC100.wav").unlink()
+    monkeypatch.setattr(building.Embedder, "embed", probe_only(building.Embedder.embed))
+    after = FeatureStore(build_tiny("tiny.zarr", "--prune"))
+    assert len(after.recordings) == 11
+    assert after.waveforms is not None
+    rows = np.arange(after.num_rows)
+    assert np.array_equal(after.maps.read(rows), maps)
+    assert np.array_equal(after.waveforms.read(rows), samples)
+
+
+def probe_only(embed: Any) -> Any:
+    """Let an embedder embed its own first probe and nothing more."""
+    calls = 0
+
+    def probe(self: building.Embedder, waveforms: np.ndarray) -> object:
+        nonlocal calls
+        calls += 1
+        assert calls == 1, "something was embedded"
+        return embed(self, waveforms)
+
+    return probe
+
+
+def test_recordings_gone_from_the_metadata_are_kept_marked_and_not_trained_on(
+    build_tiny: BuildTiny, tiny_data: Path
+) -> None:
+    from shared.taxonomy import Taxonomy
+    from trainer.config import LabelConfig
+    from trainer.data import ClipData
+
+    before = FeatureStore(build_tiny())
+    digests = file_digests(before.path)
+    change_metadata(tiny_data, lambda t: t.drop(index=[1, 4]))
+    after = FeatureStore(build_tiny())
+    assert np.flatnonzero(~after.in_metadata).tolist() == [1, 4]
+    pd.testing.assert_frame_equal(after.clips, before.clips)
+    pd.testing.assert_frame_equal(after.labels, before.labels)
+    changed = [name for name, digest in file_digests(after.path).items() if digests.get(name) != digest]
+    assert not [name for name in changed if "/c/" in name and not name.startswith(("tables", "recovery"))]
+    data = ClipData(after, Taxonomy(tuple(after.attributes["taxonomy"])), LabelConfig())
+    assert not np.isin(data.recording_of_row[data.usable_rows()], [1, 4]).any()
+
+
+def test_rows_of_audio_that_is_not_there_now_are_kept(build_tiny: BuildTiny, tiny_data: Path) -> None:
+    before = FeatureStore(build_tiny())
+    shutil.rmtree(tiny_data / "audio" / "high")
+    after = FeatureStore(build_tiny())
+    pd.testing.assert_frame_equal(after.clips, before.clips)
+    assert (after.recordings["status"] == "ok").all()
+    assert any("audio of 4 recordings is not there now" in line for line in after.attributes["problems"])
+
+
+def test_changed_audio_of_another_length_moves_the_others_and_keeps_them(
+    build_tiny: BuildTiny, tiny_data: Path
+) -> None:
+    before = FeatureStore(build_tiny())
+    assert before.waveforms is not None
+    waveforms = before.waveforms.read(np.arange(2, before.num_rows))
+    soundfile.write(tiny_data / "audio" / "low" / "XC100.wav", np.full(8000 * 9, 0.25), 8000)
+    after = FeatureStore(build_tiny())
+    assert after.num_rows == before.num_rows + 7
+    assert after.waveforms is not None
+    for store, first in ((before, 2), (after, 9)):
+        assert (store.clips["recording"][first:] >= 1).all()
+    assert np.array_equal(after.waveforms.read(np.arange(9, after.num_rows)), waveforms)
 
 
 def test_a_store_without_waveforms_has_the_same_maps(build_tiny: BuildTiny) -> None:
@@ -231,14 +309,14 @@ def test_a_file_cut_between_plan_and_decoding_is_rows_of_zeros_and_named(
     build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = tiny_data / "audio" / "low" / "XC100.wav"
-    decode = building.ClipDecoder.__iter__
+    decode = ClipDecoder.__iter__
 
-    def cut(self: building.ClipDecoder) -> object:
+    def cut(self: ClipDecoder) -> object:
         if self.path == victim:
             victim.unlink(missing_ok=True)
         return decode(self)
 
-    monkeypatch.setattr(building.ClipDecoder, "__iter__", cut)
+    monkeypatch.setattr(ClipDecoder, "__iter__", cut)
     store = FeatureStore(build_tiny())
     number = list(store.recordings["filename"]).index("low/XC100.wav")
     rows = np.flatnonzero(store.clips["recording"] == number)
@@ -253,19 +331,19 @@ def test_map_values_beyond_float16_are_cut_and_named(
     """In the first of several batches of one recording: the later ones must not hide it."""
     noise = 0.1 * np.random.default_rng(0).standard_normal(8000 * 7)
     soundfile.write(tiny_data / "audio" / "low" / "XC100.wav", noise, 8000)
-    forward = building.Embedder._forward
+    run = TorchEngine.__call__
     calls = 0
 
-    def huge(self: building.Embedder, batch: np.ndarray) -> np.ndarray:
+    def huge(self: TorchEngine, images: torch.Tensor) -> object:
         nonlocal calls
         calls += 1
-        maps = forward(self, batch).copy()
+        (maps,) = run(self, images)
         if calls == 2:  # the first batch after the embedder's own probe
             maps[0, 0, 0, 0] = 1e6
-        return maps
+        return (maps,)
 
-    monkeypatch.setattr(building.Embedder, "_forward", huge)
-    store = FeatureStore(build_tiny())
+    monkeypatch.setattr(TorchEngine, "__call__", huge)
+    store = FeatureStore(build_tiny("tiny.zarr", "--workers", 1))
     maps = store.maps.read(np.arange(store.num_rows))
     assert np.isfinite(maps).all()
     assert maps.max() == np.finfo(np.float16).max

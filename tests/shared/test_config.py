@@ -61,7 +61,8 @@ def _settings() -> list[tuple[str, str]]:
         for section, kind in sections.items()
         if section != "store"
         for field in dataclasses.fields(kind)
-        if (section, field.name) not in {("backbone", "stage"), ("backbone", "weights")}
+        if (section, field.name)
+        not in {("backbone", "stages"), ("backbone", "weights"), ("backbone", "engine")}
     ]
 
 
@@ -71,24 +72,28 @@ def test_every_setting_changes_the_fingerprint(section: str, key: str) -> None:
     part = getattr(config, section)
     value = getattr(part, key)
     other = {"channels": "repeat", "name": "tf_efficientnet_lite0", "hop_seconds": 2.5,
-             "clip_seconds": 6.0, "fmax_hz": 15_000.0, "min_tail_seconds": 0.5}.get(
+             "clip_seconds": 6.0, "fmax_hz": 15_000.0, "min_tail_seconds": 0.5, "precision": "bf16"}.get(
         key, value * 2 if value else 50.0
     )  # fmt: skip
     changed = dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: other})})
-    one, two = (c.fingerprint_of(stage="blocks.6", weights_sha256="a") for c in (config, changed))
+    one, two = (
+        c.fingerprint_of(stages=["blocks.6"], weights_sha256="a", engine="torch") for c in (config, changed)
+    )
     assert digest(one) != digest(two)
     assert [line.split(":")[0] for line in differences(one, two)] == [f"{section}.{key}"]
 
 
-def test_weights_and_stage_change_the_fingerprint_and_the_file_name_does_not() -> None:
+def test_weights_stages_and_engine_change_the_fingerprint_and_the_file_name_does_not() -> None:
     config = FeatureConfig()
-    base = digest(config.fingerprint_of(stage="blocks.6", weights_sha256="a"))
-    assert base != digest(config.fingerprint_of(stage="blocks.6", weights_sha256="b"))
-    assert base != digest(config.fingerprint_of(stage="blocks.4", weights_sha256="a"))
+    facts: dict[str, Any] = {"stages": ["blocks.6"], "weights_sha256": "a", "engine": "torch"}
+    base = digest(config.fingerprint_of(**facts))
+    assert base != digest(config.fingerprint_of(**facts | {"weights_sha256": "b"}))
+    assert base != digest(config.fingerprint_of(**facts | {"stages": ["blocks.4"]}))
+    assert base != digest(config.fingerprint_of(**facts | {"engine": "openvino"}))
     moved = dataclasses.replace(
         config, backbone=dataclasses.replace(config.backbone, weights="/elsewhere/w.pth")
     )
-    assert base == digest(moved.fingerprint_of(stage="blocks.6", weights_sha256="a"))
+    assert base == digest(moved.fingerprint_of(**facts))
 
 
 def test_the_featurestore_knows_exactly_the_trainers_sections() -> None:

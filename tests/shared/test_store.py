@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.audio import Finding
-from shared.shards import MappedShard, ShardWriter
-from shared.store import ArraySpec, Commit, FeatureStore, StoreWriter, read_attributes
+from shared.clip_array import ReadsSlowly
+from shared.commit import Commit
+from shared.shards import ShardWriter, damaged_rows, digest_of_rows, row_offsets
+from shared.store import FeatureStore, read_attributes
+from shared.store_writer import ArraySpec, StoreWriter
 from shared.tables import read_tables, tables_digest, write_tables
+from shared.zarr_files import ZarrFiles
 
 SPECS = {
     "maps/blocks.6": ArraySpec((4, 2, 3), "float16", {"frame_hop": 16_000}),
@@ -33,7 +38,11 @@ def rows(num_rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 def tables(num_rows: int) -> dict[str, pd.DataFrame]:
     clips = {"recording": np.zeros(num_rows, np.int64), "start": np.arange(num_rows),
              "valid_samples": np.full(num_rows, 50), "gain": np.ones(num_rows, np.float32)}  # fmt: skip
-    recordings = {"filename": ["\N{LATIN SMALL LETTER U WITH DIAERESIS}.ogg"], "sha256": ["a"]}
+    recordings = {
+        "filename": ["\N{LATIN SMALL LETTER U WITH DIAERESIS}.ogg"],
+        "sha256": ["a"],
+        "in_metadata": [True],
+    }
     labels = {"recording": [0], "species": ["a"], "start": [-1]}
     return {
         "clips": pd.DataFrame(clips),
@@ -44,7 +53,7 @@ def tables(num_rows: int) -> dict[str, pd.DataFrame]:
 
 def write_store(path: Path, num_rows: int) -> dict[str, np.ndarray]:
     data = rows(num_rows)
-    writer = StoreWriter(path, {"stage": "blocks.6", "fingerprint": "f"}, SPECS, SHARD_CLIPS)
+    writer = StoreWriter(path, {"stages": ["blocks.6"], "fingerprint": "f"}, SPECS, SHARD_CLIPS)
     for shard in range(-(-num_rows // SHARD_CLIPS)):
         part = slice(shard * SHARD_CLIPS, min((shard + 1) * SHARD_CLIPS, num_rows))
         files = writer.write_shard(shard, iter([{name: v[part] for name, v in data.items()}]))
@@ -53,7 +62,7 @@ def write_store(path: Path, num_rows: int) -> dict[str, np.ndarray]:
             shard,
             Commit(
                 (part.start, part.stop),
-                "plan",
+                (("a", part.start, count),),
                 files,
                 [1.0] * count,
                 [50] * count,
@@ -93,36 +102,89 @@ def test_zarr_python_reads_the_same_without_our_code(tmp_path: Path) -> None:
     assert group["commits/00000001"].attrs["rows"] == [8, 16]
 
 
-def test_a_shard_that_zarr_python_wrote_is_read_too_with_absent_chunks_as_zeros(
-    tmp_path: Path,
-) -> None:
-    values = rows(8)["maps/blocks.6"]
-    values[3] = 0
+def foreign_array(path: Path, values: np.ndarray, **options: object) -> ZarrFiles:
+    """Put an array that zarr-python wrote, in its own layout, in a store's place."""
+    settings: dict[str, object] = {
+        "chunks": (1, *values.shape[1:]), "shards": (SHARD_CLIPS, *values.shape[1:]),
+        "compressors": [zarr.codecs.Crc32cCodec()], **options,
+    }  # fmt: skip
     array = zarr.create_array(
-        tmp_path / "a", shape=(8, 4, 2, 3), dtype="float16", chunks=(1, 4, 2, 3),
-        shards=(8, 4, 2, 3), compressors=[zarr.codecs.Crc32cCodec()], fill_value=0,
-    )  # fmt: skip
+        path / "waveforms",
+        shape=values.shape,
+        dtype=values.dtype,
+        fill_value=0,
+        **settings,  # type: ignore
+    )
     array[:] = values
-    shard = MappedShard(
-        tmp_path / "a" / "c" / "0" / "0" / "0" / "0", shard_clips=8, row_shape=(4, 2, 3),
-        dtype=np.dtype("<f2"),
-    )  # fmt: skip
-    out = np.ones((8, 4, 2, 3), np.float16)
+    return ZarrFiles(path)
+
+
+def test_a_shard_that_zarr_python_wrote_is_mapped_too_with_absent_chunks_as_zeros(tmp_path: Path) -> None:
+    values = rows(8)["waveforms"]
+    values[3] = 0
+    array = foreign_array(tmp_path, values).array("waveforms", 8)
     order = np.array([7, 3, 0, 1, 2, 4, 5, 6])
-    shard.read(order, out, np.arange(8))
-    assert np.array_equal(out, values[order])
+    assert np.array_equal(array.read(order), values[order])
+    assert array.is_mapped
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"compressors": zarr.codecs.ZstdCodec()}, "chunks are stored as bytes, zstd"),
+        ({"shards": None}, "codecs are bytes, crc32c, not sharding_indexed"),
+        ({"chunks": (2, 50)}, "chunks are .2, 50., not one row each"),
+    ],
+)
+def test_other_layouts_are_read_by_the_ordinary_library_which_is_said_once(
+    tmp_path: Path, options: dict[str, object], reason: str
+) -> None:
+    values = rows(16)["waveforms"]
+    array = foreign_array(tmp_path, values, **options).array("waveforms", 16)
+    asked = np.array([9, 9, 2, 15, 0])
+    with pytest.warns(ReadsSlowly, match=reason):
+        assert np.array_equal(array.read(asked), values[asked])
+    assert np.array_equal(array.read(asked[:2]), values[asked[:2]])  # a warning would be an error here
+    array.will_need(asked)
+    assert not array.is_mapped
 
 
 def test_a_shard_with_a_damaged_index_is_refused(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "s", shard_clips=4) as writer:
-        writer.append(np.ones((4, 3), np.int16))
-        digest = writer.finish()
-    data = bytearray((tmp_path / "s").read_bytes())
-    assert len(data) == digest.num_bytes
+    write_store(tmp_path / "s.zarr", 12)
+    file = tmp_path / "s.zarr" / "waveforms" / "c" / "1" / "0"
+    data = bytearray(file.read_bytes())
     data[-10] ^= 1
-    (tmp_path / "s").write_bytes(data)
-    with pytest.raises(ValueError, match="does not match its checksum"):
-        MappedShard(tmp_path / "s", shard_clips=4, row_shape=(3,), dtype=np.dtype("<i2"))
+    file.write_bytes(data)
+    store = FeatureStore(tmp_path / "s.zarr")
+    assert store.waveforms is not None
+    store.waveforms.read(np.array([0, 7]))
+    with pytest.raises(ValueError, match="does not match its checksum; `featurestore verify`"):
+        store.waveforms.read(np.array([8]))
+
+
+def test_the_digest_of_rows_is_that_of_the_file_they_make(tmp_path: Path) -> None:
+    values = rows(7)["waveforms"]
+    with ShardWriter(tmp_path / "s", shard_clips=SHARD_CLIPS) as writer:
+        writer.append(values[:3])
+        writer.append(values[3:])
+        digest = writer.finish()
+    data = (tmp_path / "s").read_bytes()
+    assert digest.num_bytes == len(data)
+    assert digest.sha256 == hashlib.sha256(data).hexdigest()
+    assert digest_of_rows([values], SHARD_CLIPS) == digest
+
+
+def test_damaged_rows_are_found_by_their_checksums(tmp_path: Path) -> None:
+    values = rows(7)["waveforms"]
+    with ShardWriter(tmp_path / "s", shard_clips=SHARD_CLIPS) as writer:
+        writer.append(values)
+        writer.finish()
+    data = np.fromfile(tmp_path / "s", np.uint8)
+    offsets = row_offsets(data, SHARD_CLIPS, 100)
+    assert (offsets >= 0).tolist() == [True] * 7 + [False]
+    for row in (2, 6):
+        data[offsets[row] + 50] ^= 4
+    assert damaged_rows(data, SHARD_CLIPS, 100, 7) == [2, 6]
 
 
 def test_rows_outside_the_store_are_refused(tmp_path: Path) -> None:
@@ -153,13 +215,14 @@ def test_every_value_of_a_table_changes_its_digest() -> None:
     for name, table in base.items():
         for column in table.columns:
             changed = table.copy()
-            changed.loc[0, column] = "other" if table[column].dtype.kind not in "iuf" else 7
+            kind = table[column].dtype.kind
+            changed.loc[0, column] = 7 if kind in "iuf" else (False if kind == "b" else "other")
             digests.add(tables_digest(base | {name: changed}))
     assert len(digests) == 1 + sum(len(table.columns) for table in base.values())
 
 
 def test_nothing_is_visible_before_it_is_published(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path / "s.zarr", {"stage": "blocks.6"}, SPECS, SHARD_CLIPS)
+    writer = StoreWriter(tmp_path / "s.zarr", {"stages": ["blocks.6"]}, SPECS, SHARD_CLIPS)
     writer.write_shard(0, iter([rows(8)]))
     assert writer.commit_of(0) is None
     with pytest.raises(ValueError, match="unfinished build.*build` again"):
@@ -167,7 +230,7 @@ def test_nothing_is_visible_before_it_is_published(tmp_path: Path) -> None:
 
 
 def test_a_failing_shard_leaves_no_file_and_no_commit(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path / "s.zarr", {"stage": "blocks.6"}, SPECS, SHARD_CLIPS)
+    writer = StoreWriter(tmp_path / "s.zarr", {"stages": ["blocks.6"]}, SPECS, SHARD_CLIPS)
 
     def broken() -> Iterator[dict[str, np.ndarray]]:
         yield rows(4)
@@ -216,10 +279,11 @@ def test_a_reader_survives_pickling_for_spawned_workers(tmp_path: Path) -> None:
     assert np.array_equal(again.read(np.array([8])), data["maps/blocks.6"][[8]])
 
 
-def test_mapped_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.store.MAX_MAPPED_SHARDS", 2)
+def test_mapped_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.zarr_files.MAX_MAPPED_SHARDS", 2)
     data = write_store(tmp_path / "s.zarr", 60)
     maps = FeatureStore(tmp_path / "s.zarr").maps
-    asked = np.random.default_rng(0).permutation(60)
-    assert np.array_equal(maps.read(asked), data["maps/blocks.6"][asked])
-    assert len(maps._mapped) <= 2
+    for row in np.random.default_rng(0).permutation(60):
+        assert np.array_equal(maps.read(np.array([row])), data["maps/blocks.6"][[row]])
+    mapped = Path("/proc/self/maps").read_text().count("s.zarr/maps")
+    assert mapped <= 2

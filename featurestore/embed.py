@@ -1,0 +1,98 @@
+"""Another backbone's maps, or other stages, from the waveforms of a store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from featurestore.build import Builder, check_free_space, store_attributes
+from featurestore.containers import finish_container, work_folder
+from featurestore.lock import locked
+from featurestore.session import Say, plan_clips, run_to_the_end
+from featurestore.stopping import stoppable
+from featurestore.store_plan import WaveformSource, plan_of_tables
+from featurestore.summary import stage_table
+from shared.command_line import size_text
+from shared.config import Sections, differences
+from shared.embedder import Embedder
+from shared.features import FeatureConfig
+from shared.store import TABLES, FeatureStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedRequest:
+    """What `featurestore embed` was asked to do."""
+
+    source: Path
+    out: Path
+    config: FeatureConfig
+    device: torch.device
+    workers: int
+    with_waveforms: bool
+    allow_mixed: bool
+    break_lock: bool
+
+
+def own_sections(source: Path, given: Sections) -> Sections:
+    """Return the given config with the source's clips and shards: its rows are the new store's.
+
+    Raises:
+        ValueError: the config asks for other clips.
+    """
+    config = FeatureStore(source).attributes["config"]
+    for name in ("clips", "store"):
+        theirs = config[name]
+        asked = (
+            {key: given[name].get(key, value) for key, value in theirs.items()} if name in given else theirs
+        )
+        lines = differences({name: theirs}, {name: asked})
+        if lines:
+            raise ValueError(
+                f"the rows of {source} are fixed; these cannot change (store -> config): {'; '.join(lines)}. "
+                "Build from the audio for other clips."
+            )
+    return given | {"clips": config["clips"], "store": config["store"]}
+
+
+def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
+    """Compute the new store, or go on with it, and return it.
+
+    Raises:
+        ValueError: the source has no waveforms, or what `build` refuses too.
+    """
+    source = FeatureStore(request.source)
+    if source.waveforms is None:
+        raise ValueError(
+            f"{request.source} was built with --no-waveforms: there is nothing to embed from. "
+            "Build it again without that."
+        )
+    with locked(request.out, break_lock=request.break_lock), stoppable():
+        streams = request.workers if request.device.type == "cpu" else 1
+        embedder = Embedder(request.config, request.device, streams=streams)
+        builder = Builder(
+            work_folder(request.out),
+            embedder,
+            shard_clips=request.config.store.shard_clips,
+            with_waveforms=request.with_waveforms,
+            workers=request.workers,
+        )
+        tables = {name: getattr(source, name) for name in TABLES}
+        plan = plan_of_tables(tables, source.attributes, [None] * len(source.recordings))
+        writer = builder.open(store_attributes(embedder, source.attributes["taxonomy"]))
+        shards = builder.pending(writer, plan)
+        num_bytes = plan_clips(plan, shards) * builder.bytes_per_clip()
+        free = check_free_space(request.out, num_bytes)
+        say(
+            f"{plan_clips(plan, shards)} of {plan.num_rows} clips to embed from {request.source}, "
+            f"{size_text(num_bytes)} on disk of {size_text(free)} free; "
+            f"{request.config.backbone.name} ({embedder.engine.name}), {request.workers} workers"
+        )
+        if shards:
+            builder.admit_numerics(writer, allow_mixed=request.allow_mixed)
+        commits = {shard: commit for shard in shards if (commit := source.files.commit(shard))}
+        waveforms = WaveformSource(plan, source.waveforms, commits, embedder.batch_clips)
+        seconds = run_to_the_end(builder, writer, plan, shards, waveforms.batches(shards))
+        finish_container(request.out)
+        if shards:
+            say(stage_table(builder.clock, plan_clips(plan, shards), seconds, request.workers))
+    return FeatureStore(request.out)

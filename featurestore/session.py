@@ -1,0 +1,211 @@
+"""A build from start to end: sources, plan, what is missing, the work, the summary."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from featurestore.build import Builder, RateEstimate, check_free_space, store_attributes
+from featurestore.containers import finish_container, work_folder
+from featurestore.known import Known
+from featurestore.lock import locked
+from featurestore.plan import Plan, Source, join_sources, make_plan
+from featurestore.row_source import RowBatch
+from featurestore.seen import SeenFiles, seen_path
+from featurestore.stopping import Stopped, not_now, stoppable
+from featurestore.stored_rows import StoredRows
+from featurestore.summary import stage_table, store_facts, summary_text
+from shared.command_line import size_text
+from shared.embedder import Embedder
+from shared.features import FeatureConfig
+from shared.metadata import Metadata
+from shared.store import FeatureStore, is_hdf5, read_attributes
+from shared.store_writer import StoreWriter
+
+Say = Callable[[str], object]
+NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What `featurestore build` was asked to do.
+
+    workers: threads that decode, and, on a CPU, threads that embed.
+    prune: remove the rows of recordings that the metadata no longer has.
+    """
+
+    out: Path
+    sources: list[Source]
+    config: FeatureConfig
+    device: torch.device
+    workers: int
+    with_waveforms: bool
+    allow_mixed: bool
+    prune: bool
+    break_lock: bool
+
+
+def build_store(request: BuildRequest, say: Say) -> FeatureStore:
+    """Build or go on with a store, and return it.
+
+    Raises:
+        ValueError: what a user can mend; says how.
+        Stopped: a signal came; what is finished is in the store.
+    """
+    refuse_other_output(request.out)
+    with locked(request.out, break_lock=request.break_lock), stoppable():
+        streams = request.workers if request.device.type == "cpu" else 1
+        embedder = Embedder(request.config, request.device, streams=streams)
+        work = work_folder(request.out)
+        builder = Builder(
+            work,
+            embedder,
+            shard_clips=request.config.store.shard_clips,
+            with_waveforms=request.with_waveforms,
+            workers=request.workers,
+        )
+        attributes = store_attributes(embedder, request.sources[0].metadata.primary_species())
+        if work.exists():
+            builder.open(attributes)  # refuses another config before any file is read
+        plan = _plan(request, work, say)
+        if not plan.num_rows:
+            first = plan.recordings.iloc[0]
+            raise ValueError(
+                f"none of the {len(plan.recordings)} recordings can be read; the first: "
+                f"{first['filename']}: {first['reason']}."
+            )
+        shards = list(range(plan.num_shards))
+        if work.exists():
+            shards = builder.pending(builder.open(attributes), plan)
+        _announce(request, builder, plan, shards, say)
+        writer = builder.open(attributes)
+        if shards:
+            builder.admit_numerics(writer, allow_mixed=request.allow_mixed)
+        writer.attributes["taxonomy"] = attributes["taxonomy"]
+        seconds = run_to_the_end(builder, writer, plan, shards)
+        finish_container(request.out)
+        if shards:
+            say(stage_table(builder.clock, plan_clips(plan, shards), seconds, request.workers))
+    return FeatureStore(request.out)
+
+
+def run_to_the_end(
+    builder: Builder,
+    writer: StoreWriter,
+    plan: Plan,
+    shards: list[int],
+    source: Iterator[RowBatch] | None = None,
+) -> float:
+    """Compute what is missing under a progress bar, publish, and return the wall seconds.
+
+    When a signal comes, what is finished is published first. `source` yields the rows' samples;
+    by default they are decoded from the audio.
+    """
+    num_clips = plan_clips(plan, shards)
+    grid = builder.embedder.grid
+    hours_per_clip = grid.hop_samples / grid.sample_rate_hz / 3600
+    with tqdm(total=num_clips, unit="clip", desc="embedding", disable=not num_clips) as bar:
+        estimate = RateEstimate(num_clips, bar.write)
+
+        def progress(clips: int) -> None:
+            estimate(clips)
+            bar.set_postfix_str(f"{(bar.n + clips) * hours_per_clip:.2f} audio-hours", refresh=False)
+            bar.update(clips)
+
+        try:
+            if source is None:
+                builder.run(writer, plan, shards, progress)
+            else:
+                builder.run_from(source, StoredRows.none(), writer, plan, shards, progress)
+        except Stopped:
+            with not_now():
+                num_rows = builder.publish(writer, plan)
+            bar.write(
+                f"stopped: {num_rows} of {plan.num_rows} clips are in {builder.path}, which can be used as "
+                "it is; run the same command again to go on"
+            )
+            raise
+        seconds = float(bar.format_dict["elapsed"])
+    with not_now():
+        builder.publish(writer, plan)
+    return seconds
+
+
+def plan_clips(plan: Plan, shards: list[int]) -> int:
+    """Return the clips of the given shards."""
+    return sum(len(plan.rows_of(shard)) for shard in shards)
+
+
+def refuse_other_output(out: Path) -> None:
+    """Stop before any work where the output exists and is no store.
+
+    Raises:
+        ValueError: so it is, or its name is neither a folder's nor an HDF5 file's.
+    """
+    if out.suffix != ".zarr" and not is_hdf5(out):
+        raise ValueError(f"--out must end in .zarr (a folder) or .h5 (one HDF5 file), got {out}.")
+    if out.exists():
+        read_attributes(out)
+
+
+def _announce(request: BuildRequest, builder: Builder, plan: Plan, shards: list[int], say: Say) -> None:
+    num_clips = plan_clips(plan, shards)
+    num_bytes = num_clips * builder.bytes_per_clip()
+    if is_hdf5(request.out):  # the parts and the file that is made of them
+        num_bytes += plan.num_rows * builder.bytes_per_clip()
+    free = check_free_space(request.out, num_bytes)
+    hours = plan.num_rows * request.config.clips.hop_seconds / 3600
+    say(
+        f"{len(plan.recordings)} recordings, {plan.num_rows} clips, about {hours:.2f} hours; "
+        f"{num_clips} clips to compute, {size_text(num_bytes)} on disk of {size_text(free)} free; "
+        f"{request.config.backbone.name} on {request.device.type} ({builder.embedder.engine.name}, "
+        f"{request.config.backbone.precision}), {request.workers} workers"
+    )
+
+
+def _plan(request: BuildRequest, work: Path, say: Say) -> Plan:
+    joined, folders, kept = join_sources(request.sources[0], request.sources[1:])
+    known = Known.of(work) if work.exists() else None
+    if known is not None:
+        _tell_gone(known, joined, request.prune, say)
+        known = known.without_gone(joined.recordings) if request.prune else known
+    for count in kept:
+        say(
+            f"external {count.name}: {count.num_given} recordings, {count.num_of_species} of the "
+            f"main metadata's species, {count.num_kept} kept after removing known ids"
+        )
+        for species, number in count.per_species.items():
+            say(f"  {species}: {number}")
+    total = len(joined.recordings) + (len(known.gone_from(joined.recordings)) if known else 0)
+    seen = SeenFiles(seen_path(request.out))
+    try:
+        with tqdm(total=total, desc="reading headers", unit="file", leave=False) as bar:
+            return make_plan(
+                joined, folders, request.config.clips.grid(),
+                shard_clips=request.config.store.shard_clips, known=known, seen=seen, tick=bar.update,
+            )  # fmt: skip
+    finally:
+        seen.close()
+
+
+def _tell_gone(known: Known, joined: Metadata, prune: bool, say: Say) -> None:
+    gone = known.gone_from(joined.recordings)
+    if len(gone):
+        names = [str(known.recordings["filename"].iloc[number]) for number in gone[:NAMED]]
+        fate = (
+            "their clips are removed"
+            if prune
+            else "their clips are kept, marked, and not trained on (--prune removes them)"
+        )
+        more = ", .." if len(gone) > NAMED else ""
+        say(f"{len(gone)} recordings of the store are no longer in the metadata; {fate}: "
+            f"{', '.join(names)}{more}")  # fmt: skip
+
+
+def close(store: FeatureStore, say: Say) -> bool:
+    """Say what the store holds; tell whether all audio is sound."""
+    say(summary_text(store))
+    facts = store_facts(store)
+    return not facts["damaged"] + facts["unreadable"]

@@ -1,0 +1,107 @@
+"""Many files as one array of bytes: each mapped at its own place of one reserved address range.
+
+A batch of rows that lie in many files is then one numpy gather, with no Python per row or file,
+and no file stays open: a mapping needs no descriptor. Pages are read when they are touched, so
+files may be larger than memory. Mappings survive a fork; nothing here is pickled.
+"""
+
+import ctypes
+import mmap
+import os
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+MAX_RANGES = 1024  # of one process_madvise (IOV_MAX)
+
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_MADV_WILLNEED = 3
+_SYS_PROCESS_MADVISE = 440  # the same number on every architecture since Linux 5.10
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def can_map() -> bool:
+    """Tell whether this system maps files at chosen addresses the way we ask for it."""
+    return sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+class AddressSpace:
+    """`num_places` places of `place_bytes` each, behind a place of zeros at offset 0."""
+
+    def __init__(self, num_places: int, place_bytes: int) -> None:
+        self.num_places = num_places
+        self._place_bytes = _whole_pages(place_bytes)
+        self._num_bytes = (num_places + 1) * self._place_bytes
+        self._libc = _libc()
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._base = self._mapped(None, self._num_bytes, flags, -1)
+        weakref.finalize(self, self._libc.munmap, self._base, self._num_bytes)
+        reserved = (ctypes.c_uint8 * self._num_bytes).from_address(self._base)
+        self._bytes: np.ndarray = np.ctypeslib.as_array(reserved)
+        self._pidfd = (0, -1)
+
+    def _mapped(self, address: int | None, num_bytes: int, flags: int, descriptor: int) -> int:
+        found = self._libc.mmap(address, num_bytes, mmap.PROT_READ, flags, descriptor, 0)
+        if found is None or found == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot map into memory: {os.strerror(number)}")
+        return int(found)
+
+    def offset_of(self, place: int) -> int:
+        """Return where a place begins."""
+        return (place + 1) * self._place_bytes
+
+    def map(self, place: int, path: Path) -> UInt8[np.ndarray, " n"]:
+        """Map a file into a place, over what was there, and return the file's bytes.
+
+        Raises:
+            ValueError: the file is empty or larger than a place.
+        """
+        start = self.offset_of(place)
+        with path.open("rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if not 0 < num_bytes <= self._place_bytes:
+                raise ValueError(f"{path} has {num_bytes} bytes, not 1 to {self._place_bytes}")
+            self._mapped(self._base + start, num_bytes, mmap.MAP_SHARED | _MAP_FIXED, file.fileno())
+        return np.asarray(self._bytes[start : start + num_bytes])
+
+    def gather(self, offsets: Int64[np.ndarray, " b"], num_bytes: int) -> UInt8[np.ndarray, "b n"]:
+        """Return `num_bytes` from each offset, as a new array. The offsets must be mapped."""
+        # Overlapping items, one at every byte: a void item is copied as one block.
+        item = np.dtype((np.void, num_bytes))
+        anywhere = np.ndarray((self._num_bytes - num_bytes + 1,), item, self._bytes, strides=(1,))
+        return np.asarray(anywhere[offsets].view(np.uint8)).reshape(len(offsets), num_bytes)
+
+    def will_need(self, offsets: Int64[np.ndarray, " b"], num_bytes: int) -> None:
+        """Ask the system to read these ranges ahead, all at once; returns without waiting."""
+        first = (self._base + offsets) & ~np.int64(mmap.PAGESIZE - 1)
+        lengths = self._base + offsets + num_bytes - first
+        ranges = np.ascontiguousarray(np.stack([first, lengths], axis=1))
+        for start in range(0, len(ranges), MAX_RANGES):
+            some = ranges[start : start + MAX_RANGES]
+            self._libc.syscall(
+                ctypes.c_long(_SYS_PROCESS_MADVISE), ctypes.c_int(self._own_pidfd()),
+                ctypes.c_void_p(some.ctypes.data), ctypes.c_size_t(len(some)),
+                ctypes.c_int(_MADV_WILLNEED), ctypes.c_uint(0),
+            )  # fmt: skip
+
+    def _own_pidfd(self) -> int:
+        """Return a descriptor of this process; a forked child needs one of its own."""
+        if self._pidfd[0] != os.getpid():
+            self._pidfd = (os.getpid(), os.pidfd_open(os.getpid()))
+        return self._pidfd[1]
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

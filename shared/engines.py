@@ -1,0 +1,138 @@
+"""What runs the backbone: torch on any device, or OpenVINO on a CPU.
+
+Engines agree to 1e-5 of a map's range in fp32. Engine and precision are part of a store's
+fingerprint all the same: its rows are of one kind.
+"""
+
+import importlib.util
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from shared.backbone import Backbone, BackboneConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+Images = Float32[Tensor, "b 3 m n"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Images (B, 3, M, N) on the device to maps (B, C, F, T), one per stage; safe in threads."""
+
+    name: str
+
+    def __call__(self, images: Images) -> Sequence[Tensor]:
+        """Return the maps."""
+        ...
+
+
+def make_engine(
+    backbone: Backbone, config: BackboneConfig, shape: tuple[int, ...], device: torch.device, streams: int
+) -> Engine:
+    """Return the engine that the config asks for; "auto" is OpenVINO on a CPU where it is installed.
+
+    Args:
+        shape: of the images; fixed, the last batch of a shard is padded.
+        streams: how many threads will call it at once; with one, it uses all cores itself.
+
+    Raises:
+        ValueError: the engine is not installed, or cannot compute at this precision here.
+    """
+    name = config.engine
+    if name == "auto":
+        installed = importlib.util.find_spec("openvino") is not None
+        name = "openvino" if device.type == "cpu" and installed else "torch"
+    match name:
+        case "torch":
+            return TorchEngine(backbone, config.precision, device, streams)
+        case "openvino":
+            return OpenvinoEngine(backbone, config.precision, shape, device, streams)
+    raise ValueError(f"backbone.engine must be auto, torch or openvino; got {name!r}.")
+
+
+class TorchEngine:
+    """Folded batch norms, channels-last; on a GPU autocast and compiled for the one shape.
+
+    On a CPU bf16 converts the weights; it is faster only where the processor computes in it.
+    """
+
+    name = "torch"
+
+    def __init__(self, backbone: Backbone, precision: str, device: torch.device, streams: int) -> None:
+        self._device, self._streams = device, streams
+        self._autocast = torch.autocast(
+            device.type, DTYPES[precision], enabled=device.type == "cuda" and precision != "fp32"
+        )
+        if device.type == "cuda":
+            self._run: Any = torch.compile(backbone, dynamic=False)
+            return
+        if precision == "fp16":
+            raise ValueError("backbone.precision = fp16 is for GPUs; on a CPU use fp32 or bf16.")
+        backbone.parts.to(DTYPES[precision])
+        self._run = backbone
+
+    def __call__(self, images: Images) -> Sequence[Tensor]:
+        """Return the maps."""
+        if self._streams > 1 and torch.get_num_threads() > 1:
+            torch.set_num_threads(1)  # counts for the calling thread
+        # On a GPU torch lets convolutions round their inputs to TF32.
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with exact, self._autocast:
+            maps: Sequence[Tensor] = self._run(images)
+        return maps
+
+
+class OpenvinoEngine:
+    """The same layers compiled by OpenVINO; one request per calling thread.
+
+    The precision is set on purpose: left alone, OpenVINO takes bf16 where the processor has it.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self, backbone: Backbone, precision: str, shape: tuple[int, ...], device: torch.device, streams: int
+    ) -> None:
+        if device.type != "cpu":
+            raise ValueError(f"backbone.engine = openvino runs on the CPU, not on {device.type}.")
+        if importlib.util.find_spec("openvino") is None:
+            raise ValueError(
+                "backbone.engine = openvino: it is not installed; `pip install openvino`, or use "
+                "--set backbone.engine=torch."
+            )
+        import openvino
+
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch would rather export, and traces type checks too where tests put them in.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(backbone, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
+            model = openvino.convert_model(traced, input=[list(shape)])
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": OPENVINO_HINTS[precision]}
+        if streams > 1:
+            settings |= {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": streams}
+        else:
+            settings |= {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        core = openvino.Core()
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision.upper() not in capabilities:
+            raise ValueError(
+                f"this processor does not compute in {precision} (OpenVINO offers "
+                f"{', '.join(capabilities)}); use --set backbone.precision=fp32."
+            )
+        self._compiled = core.compile_model(model, "CPU", settings)
+        self._local = threading.local()
+
+    def __call__(self, images: Images) -> Sequence[Tensor]:
+        """Return the maps; they are the caller's until its next call."""
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        found = self._local.request.infer({0: images.numpy()}, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(found[number]) for number in range(len(found))]
