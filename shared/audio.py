@@ -152,7 +152,7 @@ class ClipDecoder:
         """Decode block by block; on the way out, note what was wrong."""
         not_finite = 0
         for frames in self._frames():
-            mono = frames.mean(axis=1, dtype=np.float32)
+            mono = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
             bad = ~np.isfinite(mono)
             not_finite += int(bad.sum())
             mono[bad] = 0

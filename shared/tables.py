@@ -48,7 +48,7 @@ def _storable(column: pd.Series) -> np.ndarray:
 def tables_digest(tables: dict[str, pd.DataFrame]) -> str:
     """Return a short digest of names, types and values: the tables' name in the store."""
     state = hashlib.sha256()
-    for name, table in tables.items():
+    for name, table in sorted(tables.items()):
         for column in table.columns:
             values = _storable(table[column])
             state.update(f"\0{name}\0{column}\0{values.dtype}\0{len(values)}\0".encode())
@@ -65,11 +65,11 @@ def write_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
         # zarr 3.0 warns that strings are no part of the core specification; later ones do not.
         warnings.filterwarnings("ignore", message=".*(string|vlen-utf8).*")
         group = zarr.create_group(folder, zarr_format=3)
-        for name, table in tables.items():
+        for name, table in sorted(tables.items()):
             write_table(group, name, table)
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Read every table of the group in `folder`."""
     group = zarr.open_group(folder, mode="r")
-    return {name: read_table(group, name) for name in group.group_keys()}
+    return {name: read_table(group, name) for name in sorted(group.group_keys())}
