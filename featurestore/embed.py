@@ -17,6 +17,7 @@ from shared.config import Sections, differences
 from shared.embedder import Embedder
 from shared.features import FeatureConfig
 from shared.store import TABLES, FeatureStore
+from shared.store_writer import StoreWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,10 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
         )
         tables = {name: getattr(source, name) for name in TABLES}
         plan = plan_of_tables(tables, source.attributes, [None] * len(source.recordings))
-        writer = builder.open(store_attributes(embedder, source.attributes["taxonomy"]))
-        shards = builder.pending(writer, plan)
+        attributes = store_attributes(embedder, source.attributes["taxonomy"])
+        shards = list(range(plan.num_shards))
+        if builder.path.exists():
+            shards = builder.pending(builder.open(attributes), plan)
         num_bytes = plan_clips(plan, shards) * builder.bytes_per_clip()
         free = check_free_space(request.out, num_bytes)
         say(
@@ -87,11 +90,16 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
             f"{size_text(num_bytes)} on disk of {size_text(free)} free; "
             f"{request.config.backbone.name} ({embedder.engine.name}), {request.workers} workers"
         )
-        if shards:
-            builder.admit_numerics(writer, allow_mixed=request.allow_mixed)
+
+        def opened() -> StoreWriter:
+            writer = builder.open(attributes)
+            if shards:
+                builder.admit_numerics(writer, allow_mixed=request.allow_mixed)
+            return writer
+
         commits = {shard: commit for shard in shards if (commit := source.files.commit(shard))}
         waveforms = WaveformSource(plan, source.waveforms, commits, embedder.batch_clips)
-        seconds = run_to_the_end(builder, writer, plan, shards, waveforms.batches(shards))
+        seconds = run_to_the_end(builder, opened, plan, shards, waveforms.batches(shards))
         finish_container(request.out)
         if shards:
             say(stage_table(builder.clock, plan_clips(plan, shards), seconds, request.workers))

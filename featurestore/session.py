@@ -80,11 +80,15 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
         if work.exists():
             shards = builder.pending(builder.open(attributes), plan)
         _announce(request, builder, plan, shards, say)
-        writer = builder.open(attributes)
-        if shards:
-            builder.admit_numerics(writer, allow_mixed=request.allow_mixed)
-        writer.attributes["taxonomy"] = attributes["taxonomy"]
-        seconds = run_to_the_end(builder, writer, plan, shards)
+
+        def opened() -> StoreWriter:
+            writer = builder.open(attributes)
+            if shards:
+                builder.admit_numerics(writer, allow_mixed=request.allow_mixed)
+            writer.attributes["taxonomy"] = attributes["taxonomy"]
+            return writer
+
+        seconds = run_to_the_end(builder, opened, plan, shards)
         finish_container(request.out)
         if shards:
             say(stage_table(builder.clock, plan_clips(plan, shards), seconds, request.workers))
@@ -93,16 +97,17 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
 
 def run_to_the_end(
     builder: Builder,
-    writer: StoreWriter,
+    opened: Callable[[], StoreWriter],
     plan: Plan,
     shards: list[int],
     source: Iterator[RowBatch] | None = None,
 ) -> float:
     """Compute what is missing under a progress bar, publish, and return the wall seconds.
 
-    When a signal comes, what is finished is published first. `source` yields the rows' samples;
-    by default they are decoded from the audio.
+    When a signal comes, what is finished is published first. `opened` creates the store or opens
+    it; `source` yields the rows' samples, which by default are decoded from the audio.
     """
+    writer: StoreWriter | None = None
     num_clips = plan_clips(plan, shards)
     grid = builder.embedder.grid
     hours_per_clip = grid.hop_samples / grid.sample_rate_hz / 3600
@@ -115,11 +120,18 @@ def run_to_the_end(
             bar.update(clips)
 
         try:
+            with not_now():
+                writer = opened()
             if source is None:
                 builder.run(writer, plan, shards, progress)
             else:
                 builder.run_from(source, StoredRows.none(), writer, plan, shards, progress)
+            seconds = float(bar.format_dict["elapsed"])
+            with not_now():
+                builder.publish(writer, plan)
         except Stopped:
+            if writer is None:
+                raise
             with not_now():
                 num_rows = builder.publish(writer, plan)
             bar.write(
@@ -127,9 +139,6 @@ def run_to_the_end(
                 "it is; run the same command again to go on"
             )
             raise
-        seconds = float(bar.format_dict["elapsed"])
-    with not_now():
-        builder.publish(writer, plan)
     return seconds
 
 

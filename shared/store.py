@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from shared.clip_array import ClipArray
 from shared.documents import with_checksum
@@ -65,6 +66,32 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
+def _read_consistently(path: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Return root attributes and the tables that belong to them, while a build may replace both."""
+    attributes = read_attributes(path)
+    while True:
+        if attributes["tables"] is None:
+            raise ValueError(
+                f"{path} holds an unfinished build; run the same `featurestore build` again to finish it."
+            )
+        tables: dict[str, pd.DataFrame] = {}
+        error: Exception | None = None
+        try:
+            tables = files_of(path).tables(attributes["tables"])
+        except (KeyError, OSError, ValueError) as missing:
+            error = missing
+        # A build removes old tables once the root names new ones: they count if it still names these.
+        again = read_attributes(path)
+        if again["tables"] == attributes["tables"]:
+            if error is not None:
+                raise ValueError(
+                    f"{path}/{attributes['tables']} cannot be read ({error}); the store is damaged: "
+                    f"`featurestore repair {path}` brings it back."
+                ) from error
+            return again, tables
+        attributes = again
+
+
 class FeatureStore:
     """A published store.
 
@@ -76,13 +103,8 @@ class FeatureStore:
 
     def __init__(self, path: Path, stage: str = "") -> None:
         self.path = path
-        self.attributes = read_attributes(path)
-        if self.attributes["tables"] is None:
-            raise ValueError(
-                f"{path} holds an unfinished build; run the same `featurestore build` again to finish it."
-            )
+        self.attributes, tables = _read_consistently(path)
         self.files = files_of(path)
-        tables = self.files.tables(self.attributes["tables"])
         self.clips, self.recordings, self.labels = (tables[name] for name in TABLES)
         self.num_rows = len(self.clips)
         self.stages: list[str] = self.attributes["stages"]
