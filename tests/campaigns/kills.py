@@ -166,12 +166,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signals", nargs="+", default=["SIGKILL", "SIGTERM", "SIGINT"])
     options = parser.parse_args()
     warm_up()
     failed = False
     with tempfile.TemporaryDirectory() as name:
         for suffix in (".zarr", ".h5"):
-            for kind in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            for kind in (signal.Signals[name] for name in options.signals):
                 found = campaign(Path(name), suffix, kind, options.kills, options.seed)
                 endings = ", ".join(f"{count} x {ending}" for ending, count in found.endings.items())
                 print(f"{suffix} {kind.name}: {endings}; {len(found.faults)} faults", flush=True)

@@ -25,20 +25,20 @@ Run = Callable[..., object]
 CAMPAIGN = Path(__file__).parent.parent / "campaigns" / "kills.py"
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_kills_and_signals_at_random_moments_lose_and_double_nothing(seed: int) -> None:
-    """Five of each kind in both containers; the whole campaign is --kills 50."""
-    command = [sys.executable, str(CAMPAIGN), "--kills", "5", "--seed", str(seed)]
+def test_kills_at_random_moments_lose_and_double_nothing() -> None:
+    """Five in both containers; the whole campaign, signals too, is --kills 50."""
+    command = [sys.executable, str(CAMPAIGN), "--kills", "5", "--signals", "SIGKILL"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 0 faults") == 6
+    assert done.stdout.count(" 0 faults") == 2
 
 
 def test_a_second_build_stops_at_once_and_names_the_first(build_tiny: BuildTiny, tmp_path: Path) -> None:
     with locked(tmp_path / "tiny.zarr"):
         build_tiny(status=2)
-        with pytest.raises(ValueError, match=f"worked on by process {os.getpid()} on host"), locked(
-            tmp_path / "tiny.zarr"
+        with (
+            pytest.raises(ValueError, match=f"worked on by process {os.getpid()} on host"),
+            locked(tmp_path / "tiny.zarr"),
         ):
             pass
     assert not (tmp_path / "tiny.zarr").exists()
