@@ -14,7 +14,7 @@ from featurestore.lock import locked
 from featurestore.plan import Plan, Source, join_sources, make_plan
 from featurestore.row_source import RowBatch
 from featurestore.seen import SeenFiles, seen_path
-from featurestore.stopping import Stopped, not_now, stoppable
+from featurestore.stopping import Stopped, stoppable, stopping_only_at
 from featurestore.stored_rows import StoredRows
 from featurestore.summary import stage_table, store_facts, summary_text
 from shared.command_line import size_text
@@ -107,38 +107,36 @@ def run_to_the_end(
     When a signal comes, what is finished is published first. `opened` creates the store or opens
     it; `source` yields the rows' samples, which by default are decoded from the audio.
     """
-    writer: StoreWriter | None = None
     num_clips = plan_clips(plan, shards)
     grid = builder.embedder.grid
     hours_per_clip = grid.hop_samples / grid.sample_rate_hz / 3600
-    with tqdm(total=num_clips, unit="clip", desc="embedding", disable=not num_clips) as bar:
+    with (
+        tqdm(total=num_clips, unit="clip", desc="embedding", disable=not num_clips) as bar,
+        stopping_only_at("after the batch in flight") as stop_if_asked,
+    ):
         estimate = RateEstimate(num_clips, bar.write)
 
         def progress(clips: int) -> None:
             estimate(clips)
             bar.set_postfix_str(f"{(bar.n + clips) * hours_per_clip:.2f} audio-hours", refresh=False)
             bar.update(clips)
+            stop_if_asked()
 
+        writer = opened()
         try:
-            with not_now():
-                writer = opened()
             if source is None:
                 builder.run(writer, plan, shards, progress)
             else:
                 builder.run_from(source, StoredRows.none(), writer, plan, shards, progress)
-            seconds = float(bar.format_dict["elapsed"])
-            with not_now():
-                builder.publish(writer, plan)
         except Stopped:
-            if writer is None:
-                raise
-            with not_now():
-                num_rows = builder.publish(writer, plan)
+            num_rows = builder.publish(writer, plan)
             bar.write(
                 f"stopped: {num_rows} of {plan.num_rows} clips are in {builder.path}, which can be used as "
                 "it is; run the same command again to go on"
             )
             raise
+        seconds = float(bar.format_dict["elapsed"])
+        builder.publish(writer, plan)
     return seconds
 
 

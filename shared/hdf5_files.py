@@ -149,12 +149,22 @@ def _refuse_other_layouts(data: h5py.Dataset) -> None:
 def assemble(source: ZarrFiles, out: Path) -> None:
     """Write the finished store in a folder as the HDF5 file `out`, which is replaced in one step."""
     temporary = out.with_name(f".{out.name}.new")
+    try:
+        seal = _write_content(source, temporary)
+        write_seal(temporary, seal)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_content(source: ZarrFiles, path: Path) -> dict[str, Any]:
+    """Write everything but the seal, and return what the seal says of it."""
     attributes = source.attributes()
     num_rows, tables = attributes["num_rows"], attributes["tables"]
     num_shards = -(-num_rows // attributes["shard_clips"])
     commits = [source.commit(shard) for shard in range(num_shards)]
     copies = recovery.unpack((source.path / "recovery" / "c" / "0").read_bytes())
-    with h5py.File(temporary, "w", libver="latest", userblock_size=SEAL_BYTES) as file:
+    with h5py.File(path, "w", libver="latest", userblock_size=SEAL_BYTES) as file:
         for name, value in attributes.items():
             if name not in UNSEALED:
                 file.attrs[name] = json.dumps(value, ensure_ascii=False)
@@ -171,9 +181,7 @@ def assemble(source: ZarrFiles, out: Path) -> None:
         blob = np.frombuffer(recovery.pack(copies | places | committed), np.uint8)
         copy = file.create_dataset("recovery", data=blob, **TIMELESS)
         file.flush()
-        seal = {"recovery_offset": copy.id.get_offset(), "recovery_bytes": len(blob)}
-    write_seal(temporary, seal)
-    temporary.replace(out)
+        return {"recovery_offset": copy.id.get_offset(), "recovery_bytes": len(blob)}
 
 
 def _write_array(file: h5py.File, array: ClipArray) -> h5py.Dataset:
