@@ -21,6 +21,7 @@ from shared.audio import Finding
 from shared.commit import Commit, Run
 from shared.config import as_sections, differences
 from shared.embedder import Embedder
+from shared.shards import shard_bytes
 from shared.store_writer import ArraySpec, StoreWriter
 
 Progress = Callable[[int], object]
@@ -62,7 +63,8 @@ class Builder:
     def bytes_per_clip(self) -> int:
         """Return the bytes that a clip takes on the disk."""
         return sum(
-            int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize + 20 for spec in self.arrays.values()
+            shard_bytes(1, int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize)
+            for spec in self.arrays.values()
         )
 
     def open(self, attributes: dict[str, Any]) -> StoreWriter:

@@ -24,10 +24,12 @@ from shared.address_space import AddressSpace, can_map
 from shared.clip_array import ClipArray
 from shared.commit import Commit
 from shared.documents import canonical, with_checksum
+from shared.shards import ALIGNMENT
 from shared.zarr_files import ZarrFiles
 
 SEAL_BYTES = 4096  # the user block: two copies of the seal, half of it each
 COPY_ROWS = 64
+ALIGNED_FROM_BYTES = 1024  # rows of clips, not nodes of the file's own indexes
 UNSEALED = ("seal", "sha256")  # root attributes that speak of a folder's files
 TIMELESS: dict[str, Any] = {"track_times": False}
 
@@ -164,7 +166,10 @@ def _write_content(source: ZarrFiles, path: Path) -> dict[str, Any]:
     num_shards = -(-num_rows // attributes["shard_clips"])
     commits = [source.commit(shard) for shard in range(num_shards)]
     copies = recovery.unpack((source.path / "recovery" / "c" / "0").read_bytes())
-    with h5py.File(path, "w", libver="latest", userblock_size=SEAL_BYTES) as file:
+    with h5py.File(
+        path, "w", libver="latest", userblock_size=SEAL_BYTES,
+        alignment_threshold=ALIGNED_FROM_BYTES, alignment_interval=ALIGNMENT,
+    ) as file:  # fmt: skip
         for name, value in attributes.items():
             if name not in UNSEALED:
                 file.attrs[name] = json.dumps(value, ensure_ascii=False)

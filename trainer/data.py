@@ -1,6 +1,7 @@
 """Clips of a store as batches: maps, targets, weights, masks."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from trainer.sampling import ClipSampler
 from trainer.targets import LabelledClips, Targets, make_targets
 
 SCORE_BATCH = 256
+ROWS_AHEAD = 2  # steps: the one after next is on its way from a cold disk while this one is read
 
 
 def feature_config(store: FeatureStore) -> FeatureConfig:
@@ -99,15 +101,22 @@ def training_steps(
 ) -> Iterator[list[Batch]]:
     """Yield, per optimiser step, `accumulate` batches of drawn clips, read one step ahead."""
 
-    def steps() -> Iterator[list[Batch]]:
-        for _ in range(num_steps):
-            yield [data.batch(sampler.draw(batch_clips, rng)) for _ in range(accumulate)]
-
-    return prefetched(steps())
+    draws = ([sampler.draw(batch_clips, rng) for _ in range(accumulate)] for _ in range(num_steps))
+    return prefetched([data.batch(rows) for rows in step] for step in _asked_for_early(draws, data))
 
 
 def all_batches(data: ClipData, rows: np.ndarray) -> Iterator[Batch]:
     """Yield batches of the given rows in order."""
-    return prefetched(
-        data.batch(rows[first : first + SCORE_BATCH]) for first in range(0, len(rows), SCORE_BATCH)
-    )
+    pieces = ([rows[first : first + SCORE_BATCH]] for first in range(0, len(rows), SCORE_BATCH))
+    return prefetched(data.batch(piece) for (piece,) in _asked_for_early(pieces, data))
+
+
+def _asked_for_early(draws: Iterable[list[np.ndarray]], data: ClipData) -> Iterator[list[np.ndarray]]:
+    """Yield lists of rows unchanged; the disk is told of each ROWS_AHEAD lists before it is read."""
+    waiting: deque[list[np.ndarray]] = deque()
+    for draw in draws:
+        data.store.maps.will_need(np.concatenate(draw))
+        waiting.append(draw)
+        if len(waiting) > ROWS_AHEAD:
+            yield waiting.popleft()
+    yield from waiting

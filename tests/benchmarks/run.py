@@ -7,7 +7,6 @@ flat object of numbers. Everything runs on made-up audio and needs nothing but t
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,29 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Numbers, median_seconds, show
+from reads import reads
 
-from shared.command_line import text_table
-
-Numbers = dict[str, float]
-REPEATS = 5
 BACKBONE = "tf_efficientnet_lite0"
-
-
-def median_seconds(works: dict[str, Callable[[], object]]) -> Numbers:
-    """Return each work's median wall time; taken in turns, so that a slow minute hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(REPEATS + 1):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if repeat:  # the first is warm-up
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
-def show(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print one section's table."""
-    print(f"\n{title}\n{text_table(header, rows)}", flush=True)
 
 
 def mel() -> Numbers:
@@ -196,7 +176,7 @@ def peak_anonymous_mb(folder: Path) -> float:
     return peak / 1000
 
 
-SECTIONS = {"mel": mel, "forward": forward, "epoch": epoch, "memory": memory}
+SECTIONS = {"mel": mel, "forward": forward, "reads": reads, "epoch": epoch, "memory": memory}
 
 
 def main() -> None:
