@@ -62,10 +62,7 @@ class Builder:
 
     def bytes_per_clip(self) -> int:
         """Return the bytes that a clip takes on the disk."""
-        return sum(
-            shard_bytes(1, int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize)
-            for spec in self.arrays.values()
-        )
+        return sum(shard_bytes(1, spec.row_bytes) for spec in self.arrays.values())
 
     def open(self, attributes: dict[str, Any]) -> StoreWriter:
         """Create the store, or go on with a compatible one.

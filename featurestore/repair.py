@@ -136,7 +136,8 @@ def _sound_parts(path: Path, parts: Path) -> None:
             if digest.sha256 == commit.files[array]["sha256"]:
                 row_shape = files.array(array, commit.rows[1]).row_shape
                 target = files.shard_file(array, shard, row_shape)
-                with ShardWriter(target, shard_clips=shard_clips) as writer:
+                num_bytes = files.array(array, commit.rows[1]).row_bytes
+                with ShardWriter(target, shard_clips=shard_clips, row_bytes=num_bytes) as writer:
                     for rows in raw_rows(path, copies, array, commit):
                         writer.append(rows)
                     writer.finish()

@@ -4,6 +4,7 @@ Where rows lie is the container's business (`RowPlaces`); what cannot be mapped 
 foreign layouts, other systems) is read by the ordinary library, which is said once.
 """
 
+import mmap
 import os
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from shared.address_space import AddressSpace
+from shared.shards import cell_bytes
 
 
 class ReadsSlowly(UserWarning):
@@ -24,6 +26,11 @@ class RowPlaces(Protocol):
     """Where the rows of an array lie in mapped memory; the files behind it, opened when needed."""
 
     space: AddressSpace
+
+    @property
+    def origin(self) -> int | None:
+        """What every row's offset leaves over when divided by the cell; None if they differ."""
+        ...
 
     def offsets_of(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """Return the offset of every row in `space`, mapping what is not mapped yet."""
@@ -62,31 +69,53 @@ class ClipArray:
     def read(self, rows: Int64[np.ndarray, " b"], out: np.ndarray | None = None) -> np.ndarray:
         """Return rows (B, ...) in the order asked for, into `out` where it is given.
 
-        A loop that reads batch after batch does best with an `out` of its own: a new array of
-        megabytes now and then costs as much as filling it.
+        Rows of the result lie at cache lines, a little apart. A loop that reads batch after batch
+        does best with one `out = array.empty(batch_size)` of its own: a new array of megabytes
+        now and then costs as much as filling it.
 
         Raises:
             IndexError: a row outside 0..num_rows - 1.
             ValueError: `out` has another shape or type.
         """
         self._check(rows)
-        places = self._opened()
-        shape = (len(rows), *self.row_shape)
-        if out is not None and (out.shape != shape or out.dtype != self.dtype):
-            raise ValueError(f"out must be {shape} of {self.dtype}, got {out.shape} of {out.dtype}.")
-        if places is None:
-            found = self._read_ordinarily(rows)
-        elif out is not None and out.flags.c_contiguous and self.row_bytes:
-            as_bytes = out.reshape(len(rows), -1).view(np.uint8)
-            places.space.gather_into(as_bytes, places.offsets_of(rows))
-            return out
-        else:
-            found = places.space.gather(places.offsets_of(rows), self.row_bytes)
-            found = found.view(self.dtype).reshape(shape)
         if out is None:
-            return found
-        out[...] = found
+            out = self.empty(len(rows))
+        shape = (len(rows), *self.row_shape)
+        if out.shape != shape or out.dtype != self.dtype:
+            raise ValueError(f"out must be {shape} of {self.dtype}, got {out.shape} of {out.dtype}.")
+        places = self._opened()
+        if places is None:
+            out[...] = self._read_ordinarily(rows)
+            return out
+        offsets = places.offsets_of(rows)
+        cells = self._cells_of(out)
+        if cells is not None and places.origin is not None:
+            places.space.take_cells(cells, offsets, places.origin)
+        elif out.flags.c_contiguous and out.size:
+            places.space.gather_into(out.reshape(len(rows), -1).view(np.uint8), offsets)
+        else:
+            out[...] = places.space.gather(offsets, self.row_bytes).view(self.dtype).reshape(shape)
         return out
+
+    def empty(self, num_rows: int) -> np.ndarray:
+        """Return an array to read into, laid out as the files are: what is read is copied once."""
+        cell = cell_bytes(self.row_bytes)
+        memory = np.empty(num_rows * cell + mmap.PAGESIZE, np.uint8)
+        first = -memory.ctypes.data % mmap.PAGESIZE
+        cells = memory[first : first + num_rows * cell].reshape(num_rows, cell)
+        return cells[:, : self.row_bytes].view(self.dtype).reshape(num_rows, *self.row_shape)
+
+    def _cells_of(self, out: np.ndarray) -> np.ndarray | None:
+        """Return the memory of an array made by `empty`, or of its first rows; None for any other."""
+        cell, memory = cell_bytes(self.row_bytes), out.base
+        if not (len(out) and isinstance(memory, np.ndarray) and memory.dtype == np.uint8):
+            return None
+        first = out.ctypes.data - memory.ctypes.data
+        is_within = memory.ndim == 1 and memory.flags.c_contiguous and first + len(out) * cell <= memory.size
+        in_cells = (len(out) == 1 or out.strides[0] == cell) and out[0].flags.c_contiguous
+        if not (is_within and in_cells):
+            return None
+        return np.asarray(memory[first : first + len(out) * cell]).reshape(len(out), cell)
 
     def will_need(self, rows: Int64[np.ndarray, " b"]) -> None:
         """Have rows read ahead in the background; costs a system call, not a wait."""

@@ -24,12 +24,12 @@ from shared.address_space import AddressSpace, can_map
 from shared.clip_array import ClipArray
 from shared.commit import Commit
 from shared.documents import canonical, with_checksum
-from shared.shards import ALIGNMENT
+from shared.shards import cell_bytes
 from shared.zarr_files import ZarrFiles
 
 SEAL_BYTES = 4096  # the user block: two copies of the seal, half of it each
 COPY_ROWS = 64
-ALIGNED_FROM_BYTES = 1024  # rows of clips, not nodes of the file's own indexes
+META_BLOCK_BYTES = 1 << 16  # the file's own indexes, in few pieces between the chunks
 UNSEALED = ("seal", "sha256")  # root attributes that speak of a folder's files
 TIMELESS: dict[str, Any] = {"track_times": False}
 
@@ -112,9 +112,11 @@ class ChunkPlaces:
             _refuse_other_layouts(data)
             offsets = chunk_offsets(data, num_rows)
             first = np.asarray(data[:1])
-        self.space = AddressSpace(1, path.stat().st_size)
+        self.space = AddressSpace(1, path.stat().st_size, cell_bytes(first.nbytes))
         self.space.map(0, path)
         self._offsets = np.where(offsets < 0, 0, offsets + self.space.offset_of(0))
+        origins = np.unique(self._offsets % self.space.cell_bytes)
+        self.origin = int(origins[0]) if len(origins) == 1 else None
         if num_rows and self.space.gather(self._offsets[:1], first.nbytes).tobytes() != first.tobytes():
             raise LookupError("its chunks do not lie where HDF5 says")
 
@@ -166,18 +168,15 @@ def _write_content(source: ZarrFiles, path: Path) -> dict[str, Any]:
     num_shards = -(-num_rows // attributes["shard_clips"])
     commits = [source.commit(shard) for shard in range(num_shards)]
     copies = recovery.unpack((source.path / "recovery" / "c" / "0").read_bytes())
-    with h5py.File(
-        path, "w", libver="latest", userblock_size=SEAL_BYTES,
-        alignment_threshold=ALIGNED_FROM_BYTES, alignment_interval=ALIGNMENT,
-    ) as file:  # fmt: skip
+    with h5py.File(path, "w", libver="latest", userblock_size=SEAL_BYTES) as file:
         for name, value in attributes.items():
             if name not in UNSEALED:
                 file.attrs[name] = json.dumps(value, ensure_ascii=False)
-        places: dict[str, bytes] = {}
-        for name in source.array_names():
-            data = _write_array(file, source.array(name, num_rows))
-            file.flush()
-            places[f"offsets/{name}"] = chunk_offsets(data, num_rows).astype("<i8").tobytes()
+    places = {
+        f"offsets/{name}": _write_array(path, source.array(name, num_rows)).astype("<i8").tobytes()
+        for name in source.array_names()
+    }
+    with h5py.File(path, "r+", libver="latest") as file:
         for table, frame in source.tables(tables).items():
             _write_table(file.create_group(f"{tables}/{table}"), frame)
         documents = [commit.to_json() for commit in commits if commit]
@@ -189,23 +188,29 @@ def _write_content(source: ZarrFiles, path: Path) -> dict[str, Any]:
         return {"recovery_offset": copy.id.get_offset(), "recovery_bytes": len(blob)}
 
 
-def _write_array(file: h5py.File, array: ClipArray) -> h5py.Dataset:
+def _write_array(path: Path, array: ClipArray) -> Int64[np.ndarray, " r"]:
+    """Add an array with its chunks on a grid of cells, and return where they begin in the file."""
     row_shape = array.row_shape
-    data = file.create_dataset(
-        array.name,
-        shape=(array.num_rows, *row_shape),
-        maxshape=(None, *row_shape),
-        chunks=(1, *row_shape),
-        dtype=array.dtype,
-        fletcher32=True,
-        **TIMELESS,
-    )
-    for key, value in array.attributes.items():
-        data.attrs[key] = json.dumps(value)
-    for first in range(0, array.num_rows, COPY_ROWS):
-        rows = np.arange(first, min(first + COPY_ROWS, array.num_rows))
-        data[rows[0] : rows[-1] + 1] = array.read(rows)
-    return data
+    with h5py.File(
+        path, "r+", libver="latest", meta_block_size=META_BLOCK_BYTES,
+        alignment_threshold=array.row_bytes, alignment_interval=cell_bytes(array.row_bytes),
+    ) as file:  # fmt: skip
+        data = file.create_dataset(
+            array.name,
+            shape=(array.num_rows, *row_shape),
+            maxshape=(None, *row_shape),
+            chunks=(1, *row_shape),
+            dtype=array.dtype,
+            fletcher32=True,
+            **TIMELESS,
+        )
+        for key, value in array.attributes.items():
+            data.attrs[key] = json.dumps(value)
+        for first in range(0, array.num_rows, COPY_ROWS):
+            rows = np.arange(first, min(first + COPY_ROWS, array.num_rows))
+            data[rows[0] : rows[-1] + 1] = array.read(rows)
+        file.flush()
+        return chunk_offsets(data, array.num_rows)
 
 
 def _write_table(group: h5py.Group, table: pd.DataFrame) -> None:

@@ -36,6 +36,11 @@ class ArraySpec:
     dtype: str
     attributes: dict[str, Any]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
+
 
 class StoreWriter:
     """Creates a store or goes on with one."""
@@ -119,9 +124,13 @@ class StoreWriter:
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(
-                    ShardWriter(self._scratch / name.replace("/", "."), shard_clips=self.shard_clips)
+                    ShardWriter(
+                        self._scratch / name.replace("/", "."),
+                        shard_clips=self.shard_clips,
+                        row_bytes=spec.row_bytes,
+                    )
                 )
-                for name in self.arrays
+                for name, spec in self.arrays.items()
             }
             for batch in batches:
                 with clock.measured("write"):

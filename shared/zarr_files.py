@@ -17,7 +17,7 @@ from shared.address_space import AddressSpace, can_map
 from shared.clip_array import ClipArray
 from shared.commit import Commit
 from shared.documents import read_group
-from shared.shards import row_offsets, shard_bytes
+from shared.shards import cell_bytes, row_offsets, shard_bytes
 from shared.tables import read_tables
 
 # The kernel grants a process 65,530 mappings (vm.max_map_count); beyond this many shards, those
@@ -115,7 +115,9 @@ class ShardPlaces:
         self._row_bytes = int(np.prod(row_shape)) * np.dtype(document["data_type"]).itemsize
         num_shards = -(-num_rows // self._shard_clips)
         place_bytes = shard_bytes(self._shard_clips, self._row_bytes) + mmap.PAGESIZE
-        self.space = AddressSpace(max(1, min(num_shards, MAX_MAPPED_SHARDS)), place_bytes)
+        cell = cell_bytes(self._row_bytes)
+        self.space = AddressSpace(max(1, min(num_shards, MAX_MAPPED_SHARDS)), place_bytes, cell)
+        self.origin: int | None = 0
         self._offsets = np.full(num_shards * self._shard_clips, -1, np.int64)
         self._place_of: OrderedDict[int, int] = OrderedDict()  # shard to place, the first mapped first
 
@@ -146,6 +148,8 @@ class ShardPlaces:
             raise ValueError(
                 f"{path}: {error}; `featurestore verify` names all damage, `repair` mends it."
             ) from error
+        if (offsets[offsets >= 0] % self.space.cell_bytes).any():
+            self.origin = None  # another writer's, packed more tightly
         self._place_of[shard] = place
         self._rows(shard)[:] = np.where(offsets < 0, 0, offsets + self.space.offset_of(place))
 

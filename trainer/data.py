@@ -79,8 +79,7 @@ class ClipData:
         targets, weights = self.targets.of(rows)
         maps = self.store.maps.read(rows)
         mask = frame_mask(self._valid[rows], frame_hop=self.store.frame_hop, num_frames=maps.shape[3])
-        parts = (maps, targets, weights, mask)
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+        return Batch(*(torch.from_numpy(part) for part in (maps, targets, weights, mask)))
 
 
 def _number(text: str) -> float:

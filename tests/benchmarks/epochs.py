@@ -117,7 +117,7 @@ def _fast_front_end(store: FeatureStore) -> Callable[[torch.Tensor], torch.Tenso
     config = feature_config(store)
     image = LogMelImage(config.mel, config.clips.grid(), CPU)
     backbone = load_backbone(config.backbone, CPU)
-    return lambda waveforms: backbone(image(waveforms))
+    return lambda waveforms: backbone(image(waveforms))[0]
 
 
 def _plain_front_end(store: FeatureStore) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -164,7 +164,7 @@ def test_a_shard_with_a_damaged_index_is_refused(tmp_path: Path) -> None:
 
 def test_the_digest_of_rows_is_that_of_the_file_they_make(tmp_path: Path) -> None:
     values = rows(7)["waveforms"]
-    with ShardWriter(tmp_path / "s", shard_clips=SHARD_CLIPS) as writer:
+    with ShardWriter(tmp_path / "s", shard_clips=SHARD_CLIPS, row_bytes=100) as writer:
         writer.append(values[:3])
         writer.append(values[3:])
         digest = writer.finish()
@@ -176,7 +176,7 @@ def test_the_digest_of_rows_is_that_of_the_file_they_make(tmp_path: Path) -> Non
 
 def test_damaged_rows_are_found_by_their_checksums(tmp_path: Path) -> None:
     values = rows(7)["waveforms"]
-    with ShardWriter(tmp_path / "s", shard_clips=SHARD_CLIPS) as writer:
+    with ShardWriter(tmp_path / "s", shard_clips=SHARD_CLIPS, row_bytes=100) as writer:
         writer.append(values)
         writer.finish()
     data = np.fromfile(tmp_path / "s", np.uint8)
