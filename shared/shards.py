@@ -7,6 +7,7 @@ between them, which the index leaves out: copying from a cache line's start is u
 """
 
 import ctypes
+import errno
 import hashlib
 import os
 import struct
@@ -54,8 +55,11 @@ def reserve(descriptor: int, num_bytes: int) -> None:
     Raises:
         OSError: there is not enough.
     """
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # disks that cannot: not needed
+            raise
 
 
 def start_writing(descriptor: int, first: int, num_bytes: int) -> None:
@@ -121,7 +125,11 @@ class ShardWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("wb", buffering=0)
-        reserve(self._file.fileno(), shard_bytes(shard_clips, row_bytes))
+        try:
+            reserve(self._file.fileno(), shard_bytes(shard_clips, row_bytes))
+        except OSError:
+            self._file.close()
+            raise
         self._index = _ShardIndex(shard_clips, row_bytes)
         cell = cell_bytes(row_bytes)
         rows_per_piece = min(shard_clips, max(1, PIECE_BYTES // cell))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from builds import builds
 from measuring import Numbers, median_seconds, show
 from reads import reads
 
@@ -176,7 +177,7 @@ def peak_anonymous_mb(folder: Path) -> float:
     return peak / 1000
 
 
-SECTIONS = {"mel": mel, "forward": forward, "reads": reads, "epoch": epoch, "memory": memory}
+SECTIONS = {"mel": mel, "forward": forward, "reads": reads, "build": builds, "epoch": epoch, "memory": memory}
 
 
 def main() -> None:
