@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -180,9 +180,9 @@ class Builder:
 
         def arrays() -> Iterator[dict[str, np.ndarray]]:
             for done in finished:
-                done.batch.waveforms = done.batch.waveforms[:0]
-                seen.append(done.batch)
                 yield done.arrays
+                # Only what the commit says is kept of a shard: a view would keep its samples alive.
+                seen.append(replace(done.batch, waveforms=np.empty((0, 0), np.int16)))
                 progress(len(done.batch.rows))
 
         files = writer.write_shard(shard, arrays(), self.clock)

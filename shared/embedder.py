@@ -85,6 +85,8 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed_batch(self, batch: Int16[np.ndarray, "b s"]) -> Embedded:
+        if self.streams > 1 and torch.get_num_threads() > 1:
+            torch.set_num_threads(1)  # counts for the calling thread: its stream is one core
         num_clips = len(batch)
         if num_clips < self.batch_clips:
             padding = np.zeros((self.batch_clips - num_clips, batch.shape[1]), np.int16)

@@ -50,7 +50,7 @@ def make_engine(
         name = "openvino" if device.type == "cpu" and installed else "torch"
     match name:
         case "torch":
-            return TorchEngine(backbone, config.precision, device, streams)
+            return TorchEngine(backbone, config.precision, device)
         case "openvino":
             return OpenvinoEngine(backbone, config.precision, shape, device, streams)
     raise ValueError(f"backbone.engine must be auto, torch or openvino; got {name!r}.")
@@ -64,8 +64,8 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone, precision: str, device: torch.device, streams: int) -> None:
-        self._device, self._streams = device, streams
+    def __init__(self, backbone: Backbone, precision: str, device: torch.device) -> None:
+        self._device = device
         self._autocast = torch.autocast(
             device.type, DTYPES[precision], enabled=device.type == "cuda" and precision != "fp32"
         )
@@ -79,8 +79,6 @@ class TorchEngine:
 
     def __call__(self, images: Images) -> Sequence[Tensor]:
         """Return the maps."""
-        if self._streams > 1 and torch.get_num_threads() > 1:
-            torch.set_num_threads(1)  # counts for the calling thread
         # On a GPU torch lets convolutions round their inputs to TF32.
         exact = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
