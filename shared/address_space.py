@@ -61,9 +61,7 @@ class AddressSpace:
         try:
             start = self._mapped(None, reserved_bytes, flags, -1)
         except OSError as error:
-            raise LookupError(
-                f"{reserved_bytes:.1e} bytes of addresses cannot be had: {error}"
-            ) from error
+            raise LookupError(f"{reserved_bytes:.1e} bytes of addresses cannot be had: {error}") from error
         weakref.finalize(self, self._libc.munmap, start, reserved_bytes)
         self._base = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         reserved = (ctypes.c_uint8 * self._num_bytes).from_address(self._base)

@@ -5,6 +5,7 @@ fingerprint all the same: its rows are of one kind.
 """
 
 import importlib.util
+import platform
 import threading
 import warnings
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def make_engine(
 class TorchEngine:
     """Folded batch norms, channels-last; on a GPU autocast and compiled for the one shape.
 
-    On a CPU bf16 converts the weights; it is faster only where the processor computes in it.
+    On a CPU bf16 converts the weights, where the processor computes in it.
     """
 
     name = "torch"
@@ -74,6 +75,11 @@ class TorchEngine:
             return
         if precision == "fp16":
             raise ValueError("backbone.precision = fp16 is for GPUs; on a CPU use fp32 or bf16.")
+        if precision == "bf16" and not _processor_has_bf16():
+            raise ValueError(
+                "this processor does not compute in bf16: it would be slower than fp32 and less exact; "
+                "use --set backbone.precision=fp32."
+            )
         backbone.parts.to(DTYPES[precision])
         self._run = backbone
 
@@ -86,6 +92,14 @@ class TorchEngine:
         with exact, self._autocast:
             maps: Sequence[Tensor] = self._run(images)
         return maps
+
+
+def _processor_has_bf16() -> bool:
+    """Tell whether the processor multiplies in bf16; one that is no x86 is taken to."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    # Private, but torch has no public word on it.
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 class OpenvinoEngine:

@@ -93,6 +93,9 @@ def test_what_an_engine_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         made("torch", "fp16")
+    monkeypatch.setattr("shared.engines._processor_has_bf16", lambda: False)
+    with pytest.raises(ValueError, match="does not compute in bf16"):
+        made("torch", "bf16")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install openvino"):
         made("openvino", "fp32")
