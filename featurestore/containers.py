@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from tqdm import tqdm
+
 from shared.hdf5_files import Hdf5Files, assemble, read_in_pieces
 from shared.store import is_hdf5, parts_of, read_attributes
 from shared.store_writer import ArraySpec, StoreWriter
@@ -52,7 +54,7 @@ def to_folder(source: Path, out: Path) -> None:
     }
     others = {name: value for name, value in attributes.items() if name not in OWN_ATTRIBUTES}
     writer = StoreWriter(new, others, specs, shard_clips)
-    for shard in range(-(-num_rows // shard_clips)):
+    for shard in tqdm(range(-(-num_rows // shard_clips)), desc="converting", unit="shard", leave=False):
         commit = files.commit(shard)
         assert commit is not None
         pieces = zip(*(read_in_pieces(array, *commit.rows) for array in arrays.values()), strict=True)

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64
+from tqdm import tqdm
 
 from shared import recovery
 from shared.address_space import AddressSpace, can_map
@@ -206,7 +207,10 @@ def _write_array(path: Path, array: ClipArray) -> Int64[np.ndarray, " r"]:
         )
         for key, value in array.attributes.items():
             data.attrs[key] = json.dumps(value)
-        for first in range(0, array.num_rows, COPY_ROWS):
+        pieces = range(0, array.num_rows, COPY_ROWS)
+        for first in tqdm(
+            pieces, desc=f"writing {array.name}", unit_scale=COPY_ROWS, unit="clip", leave=False
+        ):
             rows = np.arange(first, min(first + COPY_ROWS, array.num_rows))
             data[rows[0] : rows[-1] + 1] = array.read(rows)
         file.flush()
