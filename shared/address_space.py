@@ -6,6 +6,7 @@ files may be larger than memory. Mappings survive a fork; nothing here is pickle
 """
 
 import ctypes
+import functools
 import math
 import mmap
 import os
@@ -62,11 +63,11 @@ class AddressSpace:
             start = self._mapped(None, reserved_bytes, flags, -1)
         except OSError as error:
             raise LookupError(f"{reserved_bytes:.1e} bytes of addresses cannot be had: {error}") from error
-        weakref.finalize(self, self._libc.munmap, start, reserved_bytes)
+        # Not when the program ends: a thread may still be copying.
+        weakref.finalize(self, self._libc.munmap, start, reserved_bytes).atexit = False
         self._base = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         reserved = (ctypes.c_uint8 * self._num_bytes).from_address(self._base)
         self._bytes: np.ndarray = np.ctypeslib.as_array(reserved)
-        self._pidfd = (0, -1)
 
     def _mapped(self, address: int | None, num_bytes: int, flags: int, descriptor: int) -> int:
         found = self._libc.mmap(address, num_bytes, mmap.PROT_READ, flags, descriptor, 0)
@@ -130,13 +131,17 @@ class AddressSpace:
         for start in range(0, len(ranges), MAX_RANGES):
             some = ranges[start : start + MAX_RANGES]
             self._libc.syscall(
-                ctypes.c_long(_SYS_PROCESS_MADVISE), ctypes.c_int(self._own_pidfd()),
+                ctypes.c_long(_SYS_PROCESS_MADVISE), ctypes.c_int(_own_pidfd()),
                 ctypes.c_void_p(some.ctypes.data), ctypes.c_size_t(len(some)),
                 ctypes.c_int(_MADV_WILLNEED), ctypes.c_uint(0),
             )  # fmt: skip
 
-    def _own_pidfd(self) -> int:
-        """Return a descriptor of this process; a forked child needs one of its own."""
-        if self._pidfd[0] != os.getpid():
-            self._pidfd = (os.getpid(), os.pidfd_open(os.getpid()))
-        return self._pidfd[1]
+
+@functools.cache
+def _pidfd_of(process: int) -> int:
+    return os.pidfd_open(process)
+
+
+def _own_pidfd() -> int:
+    """Return a descriptor of this process, one for all; a forked child needs one of its own."""
+    return _pidfd_of(os.getpid())

@@ -6,7 +6,9 @@ foreign layouts, other systems) is read by the ordinary library, which is said o
 
 import mmap
 import os
+import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +30,11 @@ class RowPlaces(Protocol):
     space: AddressSpace
 
     @property
+    def may_move(self) -> bool:
+        """Whether an offset may stop being a row's when other rows are asked for."""
+        ...
+
+    @property
     def origin(self) -> int | None:
         """What every row's offset leaves over when divided by the cell; None if they differ."""
         ...
@@ -41,7 +48,7 @@ Ordinary = Callable[[np.ndarray], np.ndarray]
 
 
 class ClipArray:
-    """One array of a store: R rows, one per clip.
+    """One array of a store: R rows, one per clip; any number of threads may read it at once.
 
     open_places: opens the files; called once per process, and again after unpickling. Raises
         LookupError with the reason where the array cannot be mapped.
@@ -65,6 +72,8 @@ class ClipArray:
         self._open_places, self._ordinary = open_places, ordinary
         self._places: RowPlaces | None = None
         self._is_open = False
+        self._lock: threading.Lock
+        _renew_lock(self)
 
     def read(self, rows: Int64[np.ndarray, " b"], out: np.ndarray | None = None) -> np.ndarray:
         """Return rows (B, ...) in the order asked for, into `out` where it is given.
@@ -83,51 +92,50 @@ class ClipArray:
         shape = (len(rows), *self.row_shape)
         if out.shape != shape or out.dtype != self.dtype:
             raise ValueError(f"out must be {shape} of {self.dtype}, got {out.shape} of {out.dtype}.")
-        places = self._opened()
+        with self._lock:
+            places = self._opened()
+            if places is not None:
+                offsets = places.offsets_of(rows)
+                if places.may_move:
+                    self._copy(places, offsets, out)
+                    return out
         if places is None:
             out[...] = self._read_ordinarily(rows)
-            return out
-        offsets = places.offsets_of(rows)
-        cells = self._cells_of(out)
+        else:
+            self._copy(places, offsets, out)
+        return out
+
+    def _copy(self, places: RowPlaces, offsets: np.ndarray, out: np.ndarray) -> None:
+        cells = _cells_of(out, cell_bytes(self.row_bytes))
         if cells is not None and places.origin is not None:
             places.space.take_cells(cells, offsets, places.origin)
         elif out.flags.c_contiguous and out.size:
-            places.space.gather_into(out.reshape(len(rows), -1).view(np.uint8), offsets)
+            places.space.gather_into(out.reshape(len(offsets), -1).view(np.uint8), offsets)
         else:
-            out[...] = places.space.gather(offsets, self.row_bytes).view(self.dtype).reshape(shape)
-        return out
+            out[...] = places.space.gather(offsets, self.row_bytes).view(self.dtype).reshape(out.shape)
 
     def empty(self, num_rows: int) -> np.ndarray:
         """Return an array to read into, laid out as the files are: what is read is copied once."""
         cell = cell_bytes(self.row_bytes)
         memory = np.empty(num_rows * cell + mmap.PAGESIZE, np.uint8)
         first = -memory.ctypes.data % mmap.PAGESIZE
-        cells = memory[first : first + num_rows * cell].reshape(num_rows, cell)
-        return cells[:, : self.row_bytes].view(self.dtype).reshape(num_rows, *self.row_shape)
-
-    def _cells_of(self, out: np.ndarray) -> np.ndarray | None:
-        """Return the memory of an array made by `empty`, or of its first rows; None for any other."""
-        cell, memory = cell_bytes(self.row_bytes), out.base
-        if not (len(out) and isinstance(memory, np.ndarray) and memory.dtype == np.uint8):
-            return None
-        first = out.ctypes.data - memory.ctypes.data
-        is_within = memory.ndim == 1 and memory.flags.c_contiguous and first + len(out) * cell <= memory.size
-        in_cells = (len(out) == 1 or out.strides[0] == cell) and out[0].flags.c_contiguous
-        if not (is_within and in_cells):
-            return None
-        return np.asarray(memory[first : first + len(out) * cell]).reshape(len(out), cell)
+        cells = memory[first : first + num_rows * cell].reshape(num_rows, cell).view(_Cells)
+        rows = cells[:, : self.row_bytes].view(np.ndarray)
+        return rows.view(self.dtype).reshape(num_rows, *self.row_shape)
 
     def will_need(self, rows: Int64[np.ndarray, " b"]) -> None:
         """Have rows read ahead in the background; costs a system call, not a wait."""
         self._check(rows)
-        places = self._opened()
-        if places is not None and len(rows):
-            places.space.will_need(places.offsets_of(rows), self.row_bytes)
+        with self._lock:
+            places = self._opened()
+            if places is not None and len(rows):
+                places.space.will_need(places.offsets_of(rows), self.row_bytes)
 
     @property
     def is_mapped(self) -> bool:
         """Whether rows come straight from mapped files."""
-        return self._opened() is not None
+        with self._lock:
+            return self._opened() is not None
 
     def _check(self, rows: np.ndarray) -> None:
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.num_rows):
@@ -151,7 +159,48 @@ class ClipArray:
         return self._ordinary(unique)[places] if len(rows) else np.empty((0, *self.row_shape), self.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_places": None, "_is_open": False}
+        return self.__dict__ | {"_places": None, "_is_open": False, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        _renew_lock(self)
+
+
+_arrays: "weakref.WeakSet[ClipArray]" = weakref.WeakSet()
+
+
+def _renew_lock(array: ClipArray) -> None:
+    array._lock = threading.Lock()
+    _arrays.add(array)
+
+
+def _renew_all_locks() -> None:
+    """Another thread may have held a lock when this process was forked, and is not here to free it."""
+    for array in list(_arrays):
+        _renew_lock(array)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all_locks)
+
+
+class _Cells(np.ndarray):
+    """Memory that `ClipArray.empty` made: whole cells may be written to it."""
+
+
+def _cells_of(out: np.ndarray, cell: int) -> np.ndarray | None:
+    """Return the cells (B, cell) behind an array made by `empty`, or a part of one; None for any other."""
+    if not (len(out) and out.flags.writeable and out[0].flags.c_contiguous):
+        return None
+    memory = out.base
+    while isinstance(memory, np.ndarray) and not (isinstance(memory, _Cells) and memory.shape[1:] == (cell,)):
+        memory = memory.base
+    if not isinstance(memory, np.ndarray):
+        return None
+    first, rest = divmod(out.ctypes.data - memory.ctypes.data, cell)
+    if rest or (len(out) > 1 and out.strides[0] != cell) or not 0 <= first <= len(memory) - len(out):
+        return None
+    return np.asarray(memory[first : first + len(out)])
 
 
 def num_processors() -> int:

@@ -115,6 +115,7 @@ class ChunkPlaces:
             first = np.asarray(data[:1])
         self.space = AddressSpace(1, path.stat().st_size, cell_bytes(first.nbytes))
         self.space.map(0, path)
+        self.may_move = False
         self._offsets = np.where(offsets < 0, 0, offsets + self.space.offset_of(0))
         origins = np.unique(self._offsets % self.space.cell_bytes)
         self.origin = int(origins[0]) if len(origins) == 1 else None

@@ -120,26 +120,43 @@ class ShardPlaces:
         self.origin: int | None = 0
         self._offsets = np.full(num_shards * self._shard_clips, -1, np.int64)
         self._place_of: OrderedDict[int, int] = OrderedDict()  # shard to place, the first mapped first
+        self._free_places = list(reversed(range(self.space.num_places)))
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a shard that is mapped may be given up for another."""
+        return len(self._offsets) > self.space.num_places * self._shard_clips
 
     def offsets_of(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """Return the offset of every row, mapping shards that are not mapped yet.
 
         Raises:
-            ValueError: a shard's file is gone or its index damaged.
+            ValueError: a shard's file is gone or its index damaged, or these rows need more
+                shards than may be mapped at once.
         """
         offsets = self._offsets[rows]
         if (offsets < 0).any():
-            for shard in np.unique(rows[offsets < 0] // self._shard_clips):
-                self._map(int(shard))
+            self._map_all({*np.unique(rows // self._shard_clips).tolist()})
             offsets = self._offsets[rows]
-            assert (offsets >= 0).all(), "a batch needs more shards than may be mapped at once"
         return np.asarray(offsets)
 
-    def _map(self, shard: int) -> None:
-        place = len(self._place_of)
-        if place == self.space.num_places:
-            given_up, place = self._place_of.popitem(last=False)
+    def _map_all(self, needed: set[int]) -> None:
+        """Map all of these shards, giving up others, those mapped first before the rest."""
+        if len(needed) > self.space.num_places:
+            raise ValueError(
+                f"these rows lie in {len(needed)} shards, and {self.space.num_places} may be mapped at "
+                "once; read fewer rows at a time."
+            )
+        missing = [shard for shard in needed if shard not in self._place_of]
+        unneeded = [shard for shard in self._place_of if shard not in needed]
+        for given_up in unneeded[: max(0, len(missing) - len(self._free_places))]:
             self._rows(given_up)[:] = -1
+            self._free_places.append(self._place_of.pop(given_up))
+        for shard in missing:
+            self._map(shard, self._free_places[-1])
+            self._free_places.pop()
+
+    def _map(self, shard: int, place: int) -> None:
         path = shard_path(self._array, shard, self._row_dimensions)
         try:
             file = self.space.map(place, path)

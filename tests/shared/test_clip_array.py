@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -99,6 +100,63 @@ def test_ours_are_on_the_grid_and_others_need_not_be(tmp_path: Path) -> None:
     assert arrays[0]._places.origin == 0
     assert arrays[1]._places is not None
     assert arrays[1]._places.origin is None
+
+
+def test_a_row_of_somebody_elses_array_is_all_that_is_written(tmp_path: Path) -> None:
+    """One row of any flat memory looks like a cell; the next row is not ours."""
+    array = ours(tmp_path)
+    pool = np.full(4 * 100, 255, np.uint8).view(np.int16).reshape(4, 5, 10)
+    array.read(np.array([9]), pool[1:2])
+    assert np.array_equal(pool[1], values_of()[9])
+    assert (pool[[0, 2, 3]] == -1).all()
+    spaced = np.full((3, 512), 255, np.uint8)
+    array.read(np.array([9, 10, 11]), spaced[:, :100].view(np.int16).reshape(3, 5, 10))
+    assert (spaced[:, 100:] == 255).all()
+
+
+@pytest.mark.parametrize("num_places", [2, 8])
+def test_threads_that_read_at_once_get_their_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_places: int
+) -> None:
+    """The shards are mapped while others read, and given up too where not all may be mapped."""
+    monkeypatch.setattr("shared.zarr_files.MAX_MAPPED_SHARDS", num_places)
+    values = values_of()
+
+    def wrong(seed: int) -> int:
+        rng, faults = np.random.default_rng(seed), 0
+        for array in arrays:
+            for _ in range(20):
+                first = rng.integers(0, NUM_ROWS, 1)
+                rows = first // SHARD_CLIPS * SHARD_CLIPS + rng.integers(0, NUM_ROWS % SHARD_CLIPS, 5)
+                faults += not np.array_equal(array.read(rows), values[rows])
+        return faults
+
+    ours(tmp_path)
+    arrays = [ZarrFiles(tmp_path / "s.zarr").array("waveforms", NUM_ROWS) for _ in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(wrong, range(4))) == 0
+
+
+def test_batches_of_many_shards_are_read_while_few_may_be_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.zarr_files.MAX_MAPPED_SHARDS", 2)
+    array = ours(tmp_path)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = np.concatenate([shard * 8 + rng.integers(0, 7, 3) for shard in rng.permutation(3)[:2]])
+        assert np.array_equal(array.read(rows), values_of()[rows])
+    with pytest.raises(ValueError, match="lie in 3 shards, and 2 may be mapped"):
+        array.read(np.array([0, 8, 16]))
+    assert np.array_equal(array.read(ROWS[:1]), values_of()[ROWS[:1]])
+
+
+def test_opening_and_announcing_again_and_again_takes_no_more_descriptors(tmp_path: Path) -> None:
+    ours(tmp_path).will_need(ROWS)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        ZarrFiles(tmp_path / "s.zarr").array("waveforms", NUM_ROWS).will_need(ROWS)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_no_rows_are_an_empty_batch(tmp_path: Path) -> None:
