@@ -72,11 +72,20 @@ class Builder:
                 keys are named.
         """
         writer = StoreWriter(self.path, attributes, self.arrays, self.shard_clips)
-        found = writer.attributes
+        self.refuse_another_config(writer.attributes, has_waveforms=(self.path / "waveforms").exists())
+        return writer
+
+    def refuse_another_config(self, found: dict[str, Any], *, has_waveforms: bool) -> None:
+        """Stop where a store's rows are not what this builder would make.
+
+        found: the store's root attributes.
+
+        Raises:
+            ValueError: all differing keys are named.
+        """
         changed = differences(found["fingerprint_of"], self.embedder.fingerprint_of)
         if found["shard_clips"] != self.shard_clips:
             changed.append(f"store.shard_clips: {found['shard_clips']} -> {self.shard_clips}")
-        has_waveforms = (self.path / "waveforms").exists()
         if has_waveforms != ("waveforms" in self.arrays):
             changed.append(f"waveforms: {has_waveforms} -> {not has_waveforms}")
         if changed:
@@ -85,7 +94,6 @@ class Builder:
                 + "; ".join(changed)
                 + ". Build into another --out, or go back to the store's settings."
             )
-        return writer
 
     def admit_numerics(self, writer: StoreWriter, *, allow_mixed: bool) -> None:
         """Record what decides the last bits of the rows that will be added.
@@ -124,12 +132,34 @@ class Builder:
         """
         commits = self._known_commits(writer, plan, shards)
         stored = StoredRows.of(writer, commits, plan.hop_samples)
+        if commits and not stored.can_be_read:
+            self._refuse_to_lose_rows(plan, shards, commits)
         if moves_rows(writer, plan, commits):
             writer.withdraw()
         source = RowSource(
             plan, self.embedder.grid, stored, self.embedder.batch_clips, self.workers, self.clock
         )
         self.run_from(source.batches(shards), stored, writer, plan, shards, progress)
+
+    def _refuse_to_lose_rows(self, plan: Plan, shards: list[int], commits: dict[int, Commit]) -> None:
+        """Stop before rows are overwritten that only this store has and that cannot be copied here.
+
+        Raises:
+            ValueError: names their recordings.
+        """
+        known = {sha256 for commit in commits.values() for sha256, _, _ in commit.runs}
+        needed = {int(number) for shard in shards for number in plan.recording[plan.rows_of(shard)]}
+        names = [
+            str(plan.recordings["filename"].iloc[number])
+            for number in sorted(needed)
+            if plan.paths[number] is None and str(plan.recordings["sha256"].iloc[number]) in known
+        ]
+        if names:
+            raise ValueError(
+                f"the audio of {len(names)} recordings is not there ({names[0]} first), and here their rows "
+                "cannot be copied while their shards are replaced: files cannot be mapped, or too many rows "
+                "move. Bring the audio back, or --prune them."
+            )
 
     def run_from(
         self,
@@ -163,6 +193,11 @@ class Builder:
                 if shard not in found and (commit := writer.commit_of(shard)):
                     found[shard] = commit
         return dict(sorted(found.items()))
+
+    def all_commits(self, writer: StoreWriter) -> dict[int, Commit]:
+        """Return the commits of all shards, of those behind the published rows too."""
+        shards = range(self._num_committed(writer))
+        return {shard: commit for shard in shards if (commit := writer.commit_of(shard))}
 
     def _num_committed(self, writer: StoreWriter) -> int:
         folders = [int(path.name) for path in (writer.path / "commits").iterdir() if path.is_dir()]

@@ -5,23 +5,48 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from shared.hdf5_files import Hdf5Files, assemble, read_in_pieces
+from shared.hdf5_files import Hdf5Files, assemble, read_in_pieces, read_seals
 from shared.store import is_hdf5, parts_of, read_attributes
 from shared.store_writer import ArraySpec, StoreWriter
 from shared.zarr_files import ZarrFiles
 
+ORIGIN = ".unpacked_from"  # in the parts: the seal of the file that they were unpacked from
 OWN_ATTRIBUTES = ("format", "format_version", "shard_clips", "num_rows", "tables")
 
 
+def folder_of(out: Path) -> Path:
+    """Return the folder that a build of `out` works in."""
+    return parts_of(out) if is_hdf5(out) else out
+
+
 def work_folder(out: Path) -> Path:
-    """Return the folder that a build of `out` works in, with what `out` has already in it."""
+    """Return the folder that a build of `out` works in, with what `out` has already in it.
+
+    Parts that were not unpacked from the file as it is now are left from something else, and made anew.
+
+    Raises:
+        ValueError: the folder exists and is none of ours.
+    """
+    parts = folder_of(out)
     if not is_hdf5(out):
         return out
-    parts = parts_of(out)
     shutil.rmtree(_removed(parts), ignore_errors=True)
-    if out.exists() and not parts.exists():
-        to_folder(out, parts)
+    if parts.exists():
+        read_attributes(parts)
+    if out.exists():
+        content = _content_of(out)
+        origin = parts / ORIGIN
+        if not origin.is_file() or origin.read_text() != content:
+            _remove(parts)
+            to_folder(out, parts)
+            origin.write_text(content)
     return parts
+
+
+def _content_of(file: Path) -> str:
+    """Return what an HDF5 store's seal says of its content."""
+    seal = next((seal for seal in read_seals(file) if seal), None)
+    return str(seal["content_sha256"]) if seal else ""
 
 
 def finish_container(out: Path) -> None:
@@ -30,8 +55,14 @@ def finish_container(out: Path) -> None:
         return
     parts = parts_of(out)
     assemble(ZarrFiles(parts), out)
-    parts.rename(_removed(parts))  # in one step: half a folder would be taken for a store
-    shutil.rmtree(_removed(parts))
+    _remove(parts)
+
+
+def _remove(parts: Path) -> None:
+    """Remove parts in one step: half a folder would be taken for a store."""
+    if parts.exists():
+        parts.rename(_removed(parts))
+        shutil.rmtree(_removed(parts))
 
 
 def _removed(parts: Path) -> Path:
@@ -80,7 +111,7 @@ def convert(source: Path, out: Path) -> None:
     if out.exists():
         raise ValueError(f"{out} exists; give another name.")
     attributes = read_attributes(source)
-    if attributes["tables"] is None:
+    if attributes["tables"] is None or (is_hdf5(source) and not source.exists()):
         raise ValueError(f"{source} holds an unfinished build; finish it with `featurestore build`.")
     if is_hdf5(source):
         to_folder(source, out)

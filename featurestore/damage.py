@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-# What reading damaged bytes may raise, in libraries that expect sound ones.
-UNREADABLE = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, LookupError)
-
 
 @dataclass(frozen=True)
 class Damage:
@@ -16,3 +13,6 @@ class Damage:
     what: str
     detail: str
     shard: int | None = None
+
+
+UNFINISHED = Damage("zarr.json", "an unfinished build: run the same `featurestore build` again")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from featurestore.build import Builder, check_free_space, store_attributes
-from featurestore.containers import finish_container, work_folder
+from featurestore.build import Builder, check_free_space, moves_rows, store_attributes
+from featurestore.containers import finish_container, folder_of, work_folder
 from featurestore.lock import locked
-from featurestore.session import Say, plan_clips, run_to_the_end
+from featurestore.plan import Plan
+from featurestore.session import Say, plan_clips, refuse_another_config, run_to_the_end
 from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.summary import stage_table
@@ -55,6 +56,19 @@ def own_sections(source: Path, given: Sections) -> Sections:
     return given | {"clips": config["clips"], "store": config["store"]}
 
 
+def _refuse_other_rows(builder: Builder, writer: StoreWriter, plan: Plan, request: EmbedRequest) -> None:
+    """Refuse to write over a store of other rows: embedding only adds.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if moves_rows(writer, plan, builder.all_commits(writer)):
+        raise ValueError(
+            f"{request.out} holds other rows than {request.source}: another store's, or those from before "
+            "rows were removed. Give another --out, or remove it first."
+        )
+
+
 def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
     """Compute the new store, or go on with it, and return it.
 
@@ -71,17 +85,20 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
         streams = request.workers if request.device.type == "cpu" else 1
         embedder = Embedder(request.config, request.device, streams=streams)
         builder = Builder(
-            work_folder(request.out),
+            folder_of(request.out),
             embedder,
             shard_clips=request.config.store.shard_clips,
             with_waveforms=request.with_waveforms,
             workers=request.workers,
         )
+        refuse_another_config(builder, request.out)
+        work_folder(request.out)
         tables = {name: getattr(source, name) for name in TABLES}
         plan = plan_of_tables(tables, source.attributes, [None] * len(source.recordings))
         attributes = store_attributes(embedder, source.attributes["taxonomy"])
         shards = list(range(plan.num_shards))
         if builder.path.exists():
+            _refuse_other_rows(builder, builder.open(attributes), plan, request)
             shards = builder.pending(builder.open(attributes), plan)
         num_bytes = plan_clips(plan, shards) * builder.bytes_per_clip()
         free = check_free_space(request.out, num_bytes)
@@ -98,6 +115,11 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
             return writer
 
         commits = {shard: commit for shard in shards if (commit := source.files.commit(shard))}
+        if len(commits) < len(shards):
+            raise ValueError(
+                f"{request.source} lacks the commits of {len(shards) - len(commits)} shards: it is damaged; "
+                f"`featurestore repair {request.source} --audio DIR` brings it back."
+            )
         waveforms = WaveformSource(plan, source.waveforms, commits, embedder.batch_clips)
         seconds = run_to_the_end(builder, opened, plan, shards, waveforms.batches(shards))
         finish_container(request.out)

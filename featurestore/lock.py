@@ -20,9 +20,13 @@ def locked(store: Path, *, break_lock: bool = False) -> Iterator[None]:
     Raises:
         ValueError: someone else holds it; names who.
     """
-    path = store.with_name(f".{store.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked_file(path, store)
+    real = store.resolve()  # one lock for a store, by whichever name
+    path = real.with_name(f".{real.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked_file(path, store)
+    except PermissionError as error:
+        raise ValueError(f"{path.parent} cannot be written to ({error}); choose another place.") from error
     try:
         holder = _holder(descriptor)
         if holder.get("host", socket.gethostname()) != socket.gethostname() and not break_lock:
@@ -46,7 +50,7 @@ def _locked_file(path: Path, store: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             name = _name(_holder(descriptor))
             os.close(descriptor)
             raise ValueError(f"{store} is being worked on by {name}; wait for it, or stop it.") from error

@@ -188,7 +188,8 @@ def _inspect_all(
         return _Inspected(path, *found, reason="") if found else pool.submit(_inspect, folders[place], path)
 
     inspected: list[_Inspected] = []
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
         for first in range(0, len(keys), INSPECTED_AT_ONCE):
             begun = [begin(place) for place in range(first, min(first + INSPECTED_AT_ONCE, len(keys)))]
             for key, job in zip(keys[first:], begun, strict=False):
@@ -202,6 +203,8 @@ def _inspect_all(
                     found = _Inspected(None, *stored[key], reason="", is_kept=True)
                 inspected.append(found)
                 tick(1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files in flight only
     seen.save()
     return inspected
 

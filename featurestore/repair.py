@@ -1,5 +1,6 @@
 """Brings a damaged store back: documents and tables from their second copies, shards from the audio."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 
 from featurestore.build import Builder
 from featurestore.containers import finish_container, to_folder
-from featurestore.damage import UNREADABLE, Damage
+from featurestore.damage import UNFINISHED, Damage
 from featurestore.lock import locked
 from featurestore.plan import Plan
 from featurestore.row_source import RowBatch, RowSource
@@ -22,7 +23,7 @@ from featurestore.verify_hdf5 import commits_of, raw_rows, recovery_of_file
 from shared import recovery
 from shared.commit import Commit
 from shared.config import parse_config
-from shared.documents import canonical, group_document, with_checksum
+from shared.documents import UNREADABLE, canonical, group_document, with_checksum
 from shared.embedder import Embedder, choose_device
 from shared.features import FeatureConfig
 from shared.hdf5_files import Hdf5Files, read_seals
@@ -50,7 +51,9 @@ def repair_store(
         if not damage:
             return []
         is_file = isinstance(files_of(path), Hdf5Files)
-        work = path
+        work = files_of(path).path
+        if damage == [UNFINISHED]:
+            raise ValueError(f"{path} holds {UNFINISHED.detail}.")
         if is_file:
             work = parts_of(path)
             _sound_parts(path, work)
@@ -88,6 +91,11 @@ def restore_documents(files: ZarrFiles, damage: list[Damage]) -> None:
                 f"{files.path}/{name} and its second copy are both damaged; run `featurestore build` "
                 "again with the metadata, which writes the tables anew."
             )
+    write_second_copies(files)
+
+
+def write_second_copies(files: ZarrFiles) -> None:
+    """Write the second copies of a store's documents and tables, which are sound, unless they are right."""
     attributes = files.attributes()
     small = {name: (files.path / name).read_bytes() for name in attributes["seal"]}
     blob = recovery.pack(small | {"zarr.json": (files.path / "zarr.json").read_bytes()})
@@ -110,6 +118,8 @@ def _sound_parts(path: Path, parts: Path) -> None:
     """
     shutil.rmtree(parts, ignore_errors=True)
     seal = next((seal for seal in read_seals(path) if seal), None)
+    if seal and path.stat().st_size < seal["num_bytes"]:
+        os.truncate(path, seal["num_bytes"])  # HDF5 reads nothing of a file that lacks its last byte
     try:
         copies = recovery_of_file(path, seal) if seal else {}
     except UNREADABLE:
@@ -168,7 +178,9 @@ class _Recomputation:
         config = parse_config(FeatureConfig, attributes["config"])
         engine = attributes["fingerprint_of"]["backbone"]["engine"]
         backbone = replace(config.backbone, engine=engine, weights=self.weights or config.backbone.weights)
-        embedder = Embedder(replace(config, backbone=backbone), choose_device("auto"), streams=self.workers)
+        is_cpus = all(numerics["device"] == "cpu" for numerics in attributes["numerics"])
+        device = choose_device("cpu" if is_cpus else "auto")  # another's last bits would differ
+        embedder = Embedder(replace(config, backbone=backbone), device, streams=self.workers)
         names = files.array_names()
         builder = Builder(
             self.work, embedder, shard_clips=attributes["shard_clips"],
@@ -176,6 +188,7 @@ class _Recomputation:
         )  # fmt: skip
         writer = builder.open({})
         builder.admit_numerics(writer, allow_mixed=self.allow_mixed)
+        write_second_copies(files)  # the root may have other numerics now
         commits = self._sound_commits(files, shards, damage)
         spoilt = {found.shard for found in damage if found.what.startswith("waveforms/")}
         from_waveforms = [

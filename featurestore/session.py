@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from featurestore.build import Builder, RateEstimate, check_free_space, store_attributes
-from featurestore.containers import finish_container, work_folder
+from featurestore.containers import finish_container, folder_of, work_folder
 from featurestore.known import Known
 from featurestore.lock import locked
 from featurestore.plan import Plan, Source, join_sources, make_plan
@@ -21,7 +21,7 @@ from shared.command_line import size_text
 from shared.embedder import Embedder
 from shared.features import FeatureConfig
 from shared.metadata import Metadata
-from shared.store import FeatureStore, is_hdf5, read_attributes
+from shared.store import FeatureStore, files_of, is_hdf5, read_attributes
 from shared.store_writer import StoreWriter
 
 Say = Callable[[str], object]
@@ -58,17 +58,18 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
     with locked(request.out, break_lock=request.break_lock), stoppable():
         streams = request.workers if request.device.type == "cpu" else 1
         embedder = Embedder(request.config, request.device, streams=streams)
-        work = work_folder(request.out)
         builder = Builder(
-            work,
+            folder_of(request.out),
             embedder,
             shard_clips=request.config.store.shard_clips,
             with_waveforms=request.with_waveforms,
             workers=request.workers,
         )
         attributes = store_attributes(embedder, request.sources[0].metadata.primary_species())
+        refuse_another_config(builder, request.out)  # before anything is unpacked or read
+        work = work_folder(request.out)
         if work.exists():
-            builder.open(attributes)  # refuses another config before any file is read
+            builder.open(attributes)
         plan = _plan(request, work, say)
         if not plan.num_rows:
             first = plan.recordings.iloc[0]
@@ -155,6 +156,17 @@ def refuse_other_output(out: Path) -> None:
         raise ValueError(f"--out must end in .zarr (a folder) or .h5 (one HDF5 file), got {out}.")
     if out.exists():
         read_attributes(out)
+
+
+def refuse_another_config(builder: Builder, out: Path) -> None:
+    """Stop where `out` is a store of another config.
+
+    Raises:
+        ValueError: so it is; all differing keys are named.
+    """
+    if out.exists():
+        has_waveforms = "waveforms" in files_of(out).array_names()
+        builder.refuse_another_config(read_attributes(out), has_waveforms=has_waveforms)
 
 
 def _announce(request: BuildRequest, builder: Builder, plan: Plan, shards: list[int], say: Say) -> None:

@@ -55,6 +55,11 @@ class StoredRows:
             array.read(np.array([commit.rows[0] for commit in commits.values()], np.int64))
         return rows
 
+    @property
+    def can_be_read(self) -> bool:
+        """Whether there is anything to read from."""
+        return bool(self._arrays)
+
     def find(self, sha256: str, start: int) -> StoredRow | None:
         """Return the row made from these samples, None where there is none."""
         for first, count, row in self._runs.get(sha256, ()):

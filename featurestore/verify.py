@@ -6,19 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from featurestore.damage import UNREADABLE, Damage
+from featurestore.damage import UNFINISHED, Damage
 from featurestore.plan import refuse_outside
 from featurestore.verify_hdf5 import verify_file
 from shared import recovery
-from shared.commit import Commit, runs_of
-from shared.documents import canonical, read_group
-from shared.hdf5_files import Hdf5Files
+from shared.commit import Commit, first_runs, runs_of
+from shared.documents import UNREADABLE, canonical, read_group
+from shared.hdf5_files import Hdf5Files, read_seals
 from shared.shards import damaged_rows
-from shared.store import files_of, read_attributes
+from shared.store import StoreFiles, files_of, read_attributes
 from shared.store_writer import recovery_document
 from shared.zarr_files import ZarrFiles
 
@@ -35,6 +36,7 @@ def verify_store(path: Path, audio: list[Path]) -> list[Damage]:
         ValueError: there is no store.
     """
     files = files_of(path)
+    _refuse_what_is_no_store(files)
     if isinstance(files, Hdf5Files):
         damage = verify_file(files)
         attributes = {} if damage else files.attributes()
@@ -42,10 +44,25 @@ def verify_store(path: Path, audio: list[Path]) -> list[Damage]:
         damage = verify_folder(files)
         is_root_sound = not any(found.what == "zarr.json" for found in damage)
         attributes = files.attributes() if is_root_sound else {}
-    if audio and attributes.get("tables"):
+    are_tables_sound = not any(found.what.startswith("tables/") for found in damage)
+    if audio and are_tables_sound and attributes.get("tables"):
         recordings = files.tables(attributes["tables"])["recordings"]
         damage += _verify_audio(recordings, audio)
     return damage
+
+
+def _refuse_what_is_no_store(files: StoreFiles) -> None:
+    """Tell a damaged store from something else.
+
+    Raises:
+        ValueError: nothing speaks for a store.
+    """
+    if isinstance(files, Hdf5Files):
+        is_store = any(read_seals(files.path)) or h5py.is_hdf5(files.path)
+    else:
+        is_store = (files.path / "zarr.json").exists() or (files.path / RECOVERY).exists()
+    if not is_store:
+        raise ValueError(f"{files.path} is not a feature store.")
 
 
 def verify_folder(files: ZarrFiles) -> list[Damage]:
@@ -61,7 +78,7 @@ def verify_folder(files: ZarrFiles) -> list[Damage]:
         attributes = json.loads(copies["zarr.json"])["attributes"]
     if attributes.get("tables") is None:
         read_attributes(files.path)
-        return [Damage("zarr.json", "an unfinished build: run the same `featurestore build` again")]
+        return [UNFINISHED]
     damage += _verify_small_files(files, attributes["seal"])
     tables = None
     if not any(found.what.startswith("tables/") for found in damage):
@@ -97,6 +114,8 @@ def _verify_small_files(files: ZarrFiles, seal: dict[str, str]) -> list[Damage]:
     damage = []
     for name, sha256 in seal.items():
         file = files.path / name
+        if not recovery.is_inside(name):
+            raise ValueError(f"{files.path} names a file outside itself, {name}: it is no store of ours.")
         if not file.is_file():
             damage.append(Damage(name, "is gone"))
         elif hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
@@ -173,16 +192,18 @@ def _rows_text(rows: list[int]) -> str:
 
 def _is_bound(commit: Commit, tables: dict[str, pd.DataFrame], attributes: dict[str, Any]) -> bool:
     """Tell whether the tables say of a shard's rows what its commit says: audio, start, gain."""
-    rows = slice(*commit.rows)
-    clips = tables["clips"].iloc[rows]
+    first, stop = commit.rows
+    clips = tables["clips"].iloc[first:stop]
+    count = len(clips)  # fewer than the commit's where a build that adds rows was killed
     sha256 = tables["recordings"]["sha256"].to_numpy()[clips["recording"].to_numpy()]
     clip_config = attributes["config"]["clips"]
     hop = round(clip_config["hop_seconds"] * clip_config["sample_rate_hz"])
     return (
-        len(clips) == commit.rows[1] - commit.rows[0]
-        and runs_of([str(value) for value in sha256], clips["start"].to_numpy(), hop) == commit.runs
-        and clips["valid_samples"].tolist() == commit.valid_samples
-        and clips["gain"].to_numpy().tolist() == np.array(commit.gain, np.float32).tolist()
+        count == min(stop, len(tables["clips"])) - first
+        and runs_of([str(value) for value in sha256], clips["start"].to_numpy(), hop)
+        == first_runs(commit.runs, count)
+        and clips["valid_samples"].tolist() == commit.valid_samples[:count]
+        and clips["gain"].to_numpy().tolist() == np.array(commit.gain[:count], np.float32).tolist()
     )
 
 
@@ -192,7 +213,7 @@ def _strays(files: ZarrFiles, attributes: dict[str, Any], num_shards: int) -> li
     damage = []
     for file in sorted(files.path.rglob("*")):
         name = file.relative_to(files.path).as_posix()
-        if file.is_dir() or name in known:
+        if file.is_dir() or name in known or _is_left_over(name, attributes["tables"]):
             continue
         number = re.search(r"^commits/(\d+)/zarr\.json$|^(?:waveforms|maps/[^/]+)/c/(\d+)/0[/0]*$", name)
         shard = int(number[1] or number[2]) if number else -1
@@ -200,6 +221,13 @@ def _strays(files: ZarrFiles, attributes: dict[str, Any], num_shards: int) -> li
         if not number or (shard >= num_shards and not files.commit_file(shard).is_file()):
             damage.append(Damage(name, "is not part of the store; move it away"))
     return damage
+
+
+def _is_left_over(name: str, tables: str) -> bool:
+    """Tell whether a killed build left a file that the next one sweeps up."""
+    return name.startswith(".tmp/") or (
+        re.match(r"tables/[0-9a-f]{16}/", name) is not None and not name.startswith(f"{tables}/")
+    )
 
 
 def _verify_audio(recordings: pd.DataFrame, folders: list[Path]) -> list[Damage]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.damage import UNREADABLE, Damage
+from featurestore.damage import Damage
 from shared import recovery
 from shared.clip_array import ClipArray
 from shared.commit import Commit
+from shared.documents import UNREADABLE
 from shared.hdf5_files import SEAL_BYTES, Hdf5Files, read_in_pieces, read_seals
 from shared.shards import digest_of_rows
 

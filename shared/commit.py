@@ -46,6 +46,17 @@ class Commit:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
+def first_runs(runs: tuple[Run, ...], count: int) -> tuple[Run, ...]:
+    """Return the runs of the first `count` rows."""
+    found: list[Run] = []
+    for name, start, length in runs:
+        if count <= 0:
+            break
+        found.append((name, start, min(length, count)))
+        count -= length
+    return tuple(found)
+
+
 def runs_of(sha256: Sequence[str], start: np.ndarray, hop_samples: int) -> tuple[Run, ...]:
     """Return rows, given by their audio's sha256 and start, as runs of clips that follow each other."""
     runs: list[Run] = []

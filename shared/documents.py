@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+# What reading damaged bytes may raise, in libraries that expect sound ones.
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RuntimeError, LookupError)
+
 
 def canonical(document: dict[str, Any]) -> bytes:
     """Return the one spelling of a document: a changed byte anywhere can be told from it."""

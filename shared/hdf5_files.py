@@ -25,7 +25,7 @@ from shared.address_space import AddressSpace, can_map
 from shared.clip_array import ClipArray
 from shared.commit import Commit
 from shared.documents import canonical, with_checksum
-from shared.shards import cell_bytes
+from shared.shards import cell_bytes, digest_of_rows
 from shared.zarr_files import ZarrFiles
 
 SEAL_BYTES = 4096  # the user block: two copies of the seal, half of it each
@@ -159,6 +159,8 @@ def assemble(source: ZarrFiles, out: Path) -> None:
         seal = _write_content(source, temporary)
         write_seal(temporary, seal)
         temporary.replace(out)
+    except (OSError, RuntimeError) as error:  # h5py has no kind of its own for a full disk
+        raise ValueError(f"{out} could not be written ({error}); is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -168,20 +170,24 @@ def _write_content(source: ZarrFiles, path: Path) -> dict[str, Any]:
     attributes = source.attributes()
     num_rows, tables = attributes["num_rows"], attributes["tables"]
     num_shards = -(-num_rows // attributes["shard_clips"])
-    commits = [source.commit(shard) for shard in range(num_shards)]
+    commits = {shard: commit for shard in range(num_shards) if (commit := source.commit(shard))}
+    if len(commits) < num_shards or any(commit.rows[1] > num_rows for commit in commits.values()):
+        raise ValueError(f"{source.path} holds an unfinished build; finish it with `featurestore build`.")
     copies = recovery.unpack((source.path / "recovery" / "c" / "0").read_bytes())
     with h5py.File(path, "w", libver="latest", userblock_size=SEAL_BYTES) as file:
         for name, value in attributes.items():
             if name not in UNSEALED:
                 file.attrs[name] = json.dumps(value, ensure_ascii=False)
     places = {
-        f"offsets/{name}": _write_array(path, source.array(name, num_rows)).astype("<i8").tobytes()
+        f"offsets/{name}": _write_array(path, source, source.array(name, num_rows), commits)
+        .astype("<i8")
+        .tobytes()
         for name in source.array_names()
     }
     with h5py.File(path, "r+", libver="latest") as file:
         for table, frame in source.tables(tables).items():
             _write_table(file.create_group(f"{tables}/{table}"), frame)
-        documents = [commit.to_json() for commit in commits if commit]
+        documents = [commit.to_json() for commit in commits.values()]
         file.create_dataset("commits", data=documents, dtype=h5py.string_dtype(), **TIMELESS)
         committed = {f"commits/{n:08d}.json": text.encode() for n, text in enumerate(documents)}
         blob = np.frombuffer(recovery.pack(copies | places | committed), np.uint8)
@@ -190,8 +196,15 @@ def _write_content(source: ZarrFiles, path: Path) -> dict[str, Any]:
         return {"recovery_offset": copy.id.get_offset(), "recovery_bytes": len(blob)}
 
 
-def _write_array(path: Path, array: ClipArray) -> Int64[np.ndarray, " r"]:
-    """Add an array with its chunks on a grid of cells, and return where they begin in the file."""
+def _write_array(
+    path: Path, source: ZarrFiles, array: ClipArray, commits: dict[int, Commit]
+) -> Int64[np.ndarray, " r"]:
+    """Add an array with its chunks on a grid of cells, and return where they begin in the file.
+
+    Raises:
+        ValueError: the rows of a shard are not those of its commit.
+    """
+    shard_clips = source.attributes()["shard_clips"]
     row_shape = array.row_shape
     with h5py.File(
         path, "r+", libver="latest", meta_block_size=META_BLOCK_BYTES,
@@ -208,12 +221,23 @@ def _write_array(path: Path, array: ClipArray) -> Int64[np.ndarray, " r"]:
         )
         for key, value in array.attributes.items():
             data.attrs[key] = json.dumps(value)
-        pieces = range(0, array.num_rows, COPY_ROWS)
-        for first in tqdm(
-            pieces, desc=f"writing {array.name}", unit_scale=COPY_ROWS, unit="clip", leave=False
-        ):
-            rows = np.arange(first, min(first + COPY_ROWS, array.num_rows))
-            data[rows[0] : rows[-1] + 1] = array.read(rows)
+        with tqdm(total=array.num_rows, desc=f"writing {array.name}", unit="clip", leave=False) as bar:
+
+            def written(commit: Commit) -> Iterator[np.ndarray]:
+                first = commit.rows[0]
+                for rows in read_in_pieces(array, *commit.rows):
+                    data[first : first + len(rows)] = rows
+                    first += len(rows)
+                    bar.update(len(rows))
+                    yield rows
+
+            for shard, commit in commits.items():
+                found = digest_of_rows(written(commit), shard_clips).sha256
+                if found != commit.files[array.name]["sha256"]:
+                    raise ValueError(
+                        f"{source.path}: shard {shard} of {array.name} does not match its checksum; bring it "
+                        f"back with `featurestore repair {source.path} --audio DIR`."
+                    )
         file.flush()
         return chunk_offsets(data, array.num_rows)
 
@@ -234,7 +258,9 @@ def write_seal(path: Path, seal: dict[str, Any]) -> None:
     with path.open("r+b") as file:
         file.seek(SEAL_BYTES)
         found = hashlib.file_digest(file, "sha256").hexdigest()
-        copy = canonical(with_checksum({"format": "dawnchorus", **seal, "content_sha256": found}))
+        num_bytes = os.fstat(file.fileno()).st_size
+        content = {**seal, "content_sha256": found, "num_bytes": num_bytes}
+        copy = canonical(with_checksum({"format": "dawnchorus", **content}))
         file.seek(0)
         file.write(2 * copy.ljust(SEAL_BYTES // 2, b"\n"))
         file.flush()

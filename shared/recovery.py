@@ -7,6 +7,7 @@ no times, no owners, sorted names.
 import hashlib
 import io
 import tarfile
+from pathlib import PurePosixPath
 
 DIGEST_BYTES = 32
 
@@ -23,6 +24,11 @@ def pack(files: dict[str, bytes]) -> bytes:
     return blob + hashlib.sha256(blob).digest()
 
 
+def is_inside(name: str) -> bool:
+    """Tell whether a file's name, as found in a store, stays in the store."""
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
 def unpack(blob: bytes) -> dict[str, bytes]:
     """Return the files of a copy.
 
@@ -35,6 +41,8 @@ def unpack(blob: bytes) -> dict[str, bytes]:
     files = {}
     with tarfile.open(fileobj=io.BytesIO(tar_bytes)) as tar:
         for entry in tar:
+            if not is_inside(entry.name):
+                raise ValueError(f"the recovery copy names a file outside the store: {entry.name}")
             file = tar.extractfile(entry)
             assert file is not None
             files[entry.name] = file.read()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from shared.clip_array import ClipArray
-from shared.documents import with_checksum
+from shared.documents import UNREADABLE, with_checksum
 from shared.features import FORMAT_VERSION
 from shared.hdf5_files import Hdf5Files
 from shared.store_writer import FORMAT_NAME
@@ -78,7 +78,7 @@ def _read_consistently(path: Path) -> tuple[dict[str, Any], dict[str, pd.DataFra
         error: Exception | None = None
         try:
             tables = files_of(path).tables(attributes["tables"])
-        except (KeyError, OSError, ValueError) as missing:
+        except UNREADABLE as missing:
             error = missing
         # A build removes old tables once the root names new ones: they count if it still names these.
         again = read_attributes(path)
