@@ -238,7 +238,7 @@ class Builder:
     def _finish(self, batch: RowBatch, stored: StoredRows, plan: Plan) -> _Finished:
         """Embed a batch, or copy it where the store has all its rows."""
         if batch.is_stored:
-            rows = [row.row for row in batch.stored if row is not None]
+            rows = [row for row in batch.stored if row is not None]
             return _Finished(batch, {name: stored.read(name, rows) for name in self.arrays})
         embedded = self.embedder.embed(batch.waveforms)
         arrays = {f"maps/{stage}": maps for stage, maps in embedded.maps.items()}
@@ -248,7 +248,7 @@ class Builder:
             for place, known in enumerate(batch.stored):
                 has_audio = plan.paths[int(plan.recording[batch.rows[place]])] is not None
                 if known is not None and not has_audio and not stored.has("waveforms"):
-                    maps[place] = stored.read(name, [known.row])[0]  # all that is left of it
+                    maps[place] = stored.read(name, [known])[0]  # all that is left of it
         cut = [batch.rows[place] for place in np.flatnonzero(embedded.overflows)]
         for row in cut:
             add_findings(batch.recordings, {plan.sha256_of(range(row, row + 1))[0]: OVERFLOW})

@@ -144,7 +144,7 @@ class RowSource:
             elif stored is not None:
                 gain, valid, finding = stored.gain, stored.valid_samples, stored.finding
                 if self.stored.has("waveforms"):
-                    batch.waveforms[place] = self.stored.read("waveforms", [stored.row])[0]
+                    batch.waveforms[place] = self.stored.read("waveforms", [stored])[0]
             else:
                 gain, valid, finding = 1.0, 0, NO_AUDIO
             batch.gain.append(gain)

@@ -8,17 +8,37 @@ from shared.audio import Finding
 from shared.clip_array import ClipArray
 from shared.commit import Commit
 from shared.store_writer import StoreWriter
-from shared.zarr_files import MAX_MAPPED_SHARDS
+from shared.zarr_files import MAX_MAPPED_SHARDS, ZarrFiles
 
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A committed row: its number, and what its commit says of it."""
+    """A committed row: where it is, and what its commit says of it."""
 
+    generation: int
     row: int
     gain: float
     valid_samples: int
     finding: Finding
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """Shards that belong together: those in place, or those that they replaced."""
+
+    commits: dict[int, Commit]
+    arrays: dict[str, ClipArray]
+
+    @classmethod
+    def of(cls, files: ZarrFiles, names: list[str], commits: dict[int, Commit]) -> "_Generation | None":
+        """Return them with their files mapped; None where they cannot be."""
+        num_rows = max((commit.rows[1] for commit in commits.values()), default=0)
+        arrays = {name: files.array(name, num_rows) for name in names if num_rows}
+        if len(commits) > MAX_MAPPED_SHARDS or not all(array.is_mapped for array in arrays.values()):
+            return None
+        for array in arrays.values():
+            array.read(np.array([commit.rows[0] for commit in commits.values()], np.int64))
+        return cls(commits, arrays)
 
 
 class StoredRows:
@@ -27,55 +47,73 @@ class StoredRows:
     Their files are mapped before anything is replaced: a mapped file stays readable.
     """
 
-    def __init__(self, commits: dict[int, Commit], shard_clips: int, hop_samples: int) -> None:
-        self._commits, self._shard_clips, self._hop_samples = commits, shard_clips, hop_samples
-        self._runs: dict[str, list[tuple[int, int, int]]] = {}
-        self._arrays: dict[str, ClipArray] = {}
-        for commit in commits.values():
-            row = commit.rows[0]
-            for sha256, start, count in commit.runs:
-                self._runs.setdefault(sha256, []).append((start, count, row))
-                row += count
+    def __init__(self, generations: list[_Generation], shard_clips: int, hop_samples: int) -> None:
+        self._generations, self._shard_clips, self._hop_samples = generations, shard_clips, hop_samples
+        self._runs: dict[str, list[tuple[int, int, int, int]]] = {}
+        for number, generation in enumerate(generations):
+            for commit in generation.commits.values():
+                row = commit.rows[0]
+                for sha256, start, count in commit.runs:
+                    self._runs.setdefault(sha256, []).append((start, count, row, number))
+                    row += count
 
     @classmethod
     def none(cls) -> "StoredRows":
         """Return no rows."""
-        return cls({}, 1, 1)
+        return cls([], 1, 1)
 
     @classmethod
     def of(cls, writer: StoreWriter, commits: dict[int, Commit], hop_samples: int) -> "StoredRows":
-        """Return the rows of these shards; none where not all can be held while they are replaced."""
-        num_rows = max((commit.rows[1] for commit in commits.values()), default=0)
-        arrays = {name: writer.files.array(name, num_rows) for name in writer.arrays if num_rows}
-        if len(commits) > MAX_MAPPED_SHARDS or not all(array.is_mapped for array in arrays.values()):
-            return cls.none()
-        rows = cls(commits, writer.shard_clips, hop_samples)
-        rows._arrays = arrays
-        for array in arrays.values():
-            array.read(np.array([commit.rows[0] for commit in commits.values()], np.int64))
-        return rows
+        """Return the rows of these shards, and of those that a killed build replaced.
+
+        None at all where not all can be held while they are replaced.
+        """
+        names, old = list(writer.arrays), writer.old_files
+        generations = [
+            _Generation.of(writer.files, names, commits),
+            _Generation.of(old, names, _commits_in(old)),
+        ]
+        found = [generation for generation in generations if generation is not None]
+        return cls(found, writer.shard_clips, hop_samples) if len(found) == len(generations) else cls.none()
 
     @property
     def can_be_read(self) -> bool:
         """Whether there is anything to read from."""
-        return bool(self._arrays)
+        return any(generation.arrays for generation in self._generations)
 
     def find(self, sha256: str, start: int) -> StoredRow | None:
         """Return the row made from these samples, None where there is none."""
-        for first, count, row in self._runs.get(sha256, ()):
+        for first, count, row, generation in self._runs.get(sha256, ()):
             place, rest = divmod(start - first, self._hop_samples)
             if 0 <= place < count and not rest:
                 number = row + place
-                commit = self._commits[number // self._shard_clips]
+                commit = self._generations[generation].commits[number // self._shard_clips]
                 local = number - commit.rows[0]
                 finding = commit.recordings[sha256]
-                return StoredRow(number, commit.gain[local], commit.valid_samples[local], finding)
+                return StoredRow(generation, number, commit.gain[local], commit.valid_samples[local], finding)
         return None
 
     def has(self, name: str) -> bool:
         """Tell whether there is such an array to read from."""
-        return name in self._arrays
+        return any(name in generation.arrays for generation in self._generations)
 
-    def read(self, name: str, rows: list[int]) -> np.ndarray:
+    def read(self, name: str, rows: list[StoredRow]) -> np.ndarray:
         """Return these rows of an array."""
-        return self._arrays[name].read(np.array(rows, np.int64))
+        parts = [
+            self._generations[row.generation].arrays[name].read(np.array([row.row], np.int64)) for row in rows
+        ]
+        return np.concatenate(parts)
+
+
+def _commits_in(files: ZarrFiles) -> dict[int, Commit]:
+    """Return the commits that are there and whole."""
+    found = {}
+    for document in sorted(files.path.glob("commits/*/zarr.json")):
+        shard = int(document.parent.name)
+        try:
+            commit = files.commit(shard)
+        except ValueError:
+            continue
+        if commit is not None:
+            found[shard] = commit
+    return found

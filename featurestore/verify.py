@@ -67,6 +67,8 @@ def _refuse_what_is_no_store(files: StoreFiles) -> None:
 
 def verify_folder(files: ZarrFiles) -> list[Damage]:
     """Check a Zarr store: documents and tables against the root's seal, shards against commits."""
+    if (files.path / ".tmp" / "journal").exists():
+        return [UNFINISHED]
     copies, damage = _recovery_of(files)
     root = files.path / "zarr.json"
     try:
@@ -225,7 +227,7 @@ def _strays(files: ZarrFiles, attributes: dict[str, Any], num_shards: int) -> li
 
 def _is_left_over(name: str, tables: str) -> bool:
     """Tell whether a killed build left a file that the next one sweeps up."""
-    return name.startswith(".tmp/") or (
+    return name.startswith((".tmp/", ".old/")) or (
         re.match(r"tables/[0-9a-f]{16}/", name) is not None and not name.startswith(f"{tables}/")
     )
 

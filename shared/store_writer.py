@@ -26,6 +26,7 @@ from shared.zarr_files import ZarrFiles
 
 FORMAT_NAME = "dawnchorus"
 SCRATCH = ".tmp"
+OLD = ".old"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ class StoreWriter:
         self.arrays = arrays
         self.shard_clips = shard_clips
         self._scratch = path / SCRATCH
+        self._journal = self._scratch / "journal"
+        self._keeps_old = False
         if not path.exists():
             self._create(attributes)
+        if self._journal.is_file():
+            self._finish_commit()
         shutil.rmtree(self._scratch, ignore_errors=True)
         self.attributes = self.files.attributes()
 
@@ -116,7 +121,7 @@ class StoreWriter:
     def write_shard(
         self, shard: int, batches: Iterator[dict[str, np.ndarray]], clock: StageClock | None = None
     ) -> dict[str, Any]:
-        """Stream batches of rows per array into new shard files and put them in place.
+        """Stream batches of rows per array into new shard files, which wait to be committed.
 
         Returns each array's size and sha256, for the commit that must follow.
         """
@@ -138,23 +143,64 @@ class StoreWriter:
                         writer.append(batch[name])
             with clock.measured("write"):
                 digests: dict[str, ShardDigest] = {n: w.finish() for n, w in writers.items()}
-        self.files.commit_file(shard).unlink(missing_ok=True)  # it speaks of the files replaced now
-        for name, writer in writers.items():
-            target = self.files.shard_file(name, shard, self.arrays[name].row_shape)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            writer.path.replace(target)
         return {name: asdict(digest) for name, digest in digests.items()}
 
     def commit(self, shard: int, commit: Commit) -> None:
-        """Make a written shard count."""
-        path = self.files.commit_file(shard).relative_to(self.path)
-        self._write(path, canonical(group_document(with_checksum(asdict(commit)))))
+        """Make a written shard count, in one step: a kill leaves the shard as it was, or as it will be.
+
+        What has to be done is written down first, and done when the store is opened again.
+        """
+        targets = {
+            name.replace("/", "."): self.files.shard_file(name, shard, spec.row_shape)
+            for name, spec in self.arrays.items()
+        }
+        journal = {
+            "moves": {name: target.relative_to(self.path).as_posix() for name, target in targets.items()},
+            "commit": self.files.commit_file(shard).relative_to(self.path).as_posix(),
+            "attributes": with_checksum(asdict(commit)),
+            "keeps_old": self._keeps_old,
+        }
+        write_atomically(self._journal, canonical(journal), self._scratch)
+        self._finish_commit()
+
+    def _finish_commit(self) -> None:
+        """Do what the journal says, as far as it is not done already."""
+        journal = json.loads(self._journal.read_bytes())
+        if journal["keeps_old"]:
+            for name, target in journal["moves"].items():
+                if (self._scratch / name).exists():
+                    self._keep_old(target)
+            self._keep_old(journal["commit"])
+        for name, target in journal["moves"].items():
+            if (self._scratch / name).exists():
+                (self.path / target).parent.mkdir(parents=True, exist_ok=True)
+                (self._scratch / name).replace(self.path / target)
+        self._write(Path(journal["commit"]), canonical(group_document(journal["attributes"])))
+        self._journal.unlink()
+
+    def _keep_old(self, name: str) -> None:
+        """Move a file among the old ones, unless one of an earlier try is there."""
+        old = self.old_files.path / name
+        if (self.path / name).exists() and not old.exists():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).rename(old)
+
+    @property
+    def old_files(self) -> ZarrFiles:
+        """The shards that were replaced since the store was withdrawn, until it is published."""
+        return ZarrFiles(self.path / OLD)
 
     def withdraw(self) -> None:
         """Make nothing visible any more: published rows are about to become other recordings'.
 
-        The tables stay, for the build that goes on after a kill to know what was there.
+        The tables stay, for the build that goes on after a kill to know what was there, and so do
+        shards that are replaced: rows move from one to another, and their audio may be gone.
         """
+        for name in self.arrays:
+            document = Path(name, "zarr.json")
+            if not (self.old_files.path / document).exists():
+                self._write(Path(OLD, document), (self.path / document).read_bytes())
+        self._keeps_old = True
         if self.attributes["tables"] is not None:
             tables = self.attributes["tables"]
             self.attributes |= {"num_rows": 0, "tables": None, "withdrawn_tables": tables}
@@ -209,6 +255,7 @@ class StoreWriter:
         shutil.rmtree(self._scratch, ignore_errors=True)
         if num_rows is None:
             return
+        shutil.rmtree(self.old_files.path, ignore_errors=True)
         num_shards = -(-num_rows // self.shard_clips)
         stale = [path for path in (self.path / "commits").iterdir() if path.is_dir()]
         stale += [path for name in self.arrays for path in (self.path / name).glob("c/*")]

@@ -8,6 +8,7 @@ and computed nothing, so that a kill falls into the build and not into the start
 import argparse
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -51,6 +52,11 @@ class Outcome:
     endings: Counter[str]
     faults: list[str]
 
+    @property
+    def stopped(self) -> int:
+        """How many builds a signal ended."""
+        return sum(count for ending, count in self.endings.items() if ending != "exit 0")
+
 
 def write_data(folder: Path) -> None:
     """Write recordings of one to four seconds, one of them unreadable, and their metadata."""
@@ -64,6 +70,28 @@ def write_data(folder: Path) -> None:
     (folder / "audio" / "7.ogg").write_bytes(b"no audio")
     (folder / "meta.csv").write_text("\n".join(lines) + "\n")
     (folder / "config.toml").write_text(CONFIG)
+
+
+def change_data(folder: Path) -> None:
+    """Let the first recording grow, which moves all rows; take two away with their audio; add six."""
+    rng = np.random.default_rng(1)
+    soundfile.write(folder / "audio" / "0.ogg", 0.1 * rng.standard_normal(8000 * 6), 8000)
+    lines = (folder / "meta.csv").read_text().splitlines()
+    for number in (5, NUM_RECORDINGS - 3):
+        (folder / "audio" / f"{number}.ogg").unlink()
+        lines = [line for line in lines if not line.startswith(f"{number}.ogg")]
+    for number in range(NUM_RECORDINGS, NUM_RECORDINGS + 6):
+        soundfile.write(folder / "audio" / f"{number}.ogg", 0.1 * rng.standard_normal(15000), 8000)
+        lines.append(f"{number}.ogg,a")
+    (folder / "meta.csv").write_text("\n".join(lines) + "\n")
+
+
+def copy_store(source: Path, out: Path) -> None:
+    """Copy a store in a folder or a file."""
+    if source.is_dir():
+        shutil.copytree(source, out)
+    else:
+        shutil.copy(source, out)
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -116,16 +144,23 @@ def verify(store: Path) -> int:
     return min(len(verify_store(store, [])), 100)
 
 
-def campaign(folder: Path, suffix: str, kind: int, kills: int, seed: int) -> Outcome:
-    """Kill `kills` builds, each at a random moment, and resume them."""
-    data = folder / "data"
-    if not data.exists():
-        write_data(data)
+def campaign(folder: Path, suffix: str, kind: int, kills: int, seed: int, *, rebuild: bool) -> Outcome:
+    """Kill `kills` builds, each at a random moment, and resume them.
+
+    rebuild: of a store that is there already, from changed data; else from nothing.
+    """
+    data, base = folder / "data", folder / f"base{suffix}"
+    write_data(data)
     whole = folder / f"whole{suffix}"
-    shutil.rmtree(folder / "runs", ignore_errors=True)
+    if rebuild:
+        assert forked(lambda: build(data, base)) == 0
+        change_data(data)
+        copy_store(base, whole)
     assert forked(lambda: build(data, whole)) == 0
     again = folder / "runs" / "timed" / f"s{suffix}"
     again.parent.mkdir(parents=True)
+    if rebuild:
+        copy_store(base, again)
     start = time.monotonic()
     assert forked(lambda: build(data, again)) == 0
     seconds = time.monotonic() - start
@@ -135,6 +170,8 @@ def campaign(folder: Path, suffix: str, kind: int, kills: int, seed: int) -> Out
     for number in range(kills):
         out = folder / "runs" / str(number) / f"s{suffix}"
         out.parent.mkdir(parents=True)
+        if rebuild:
+            copy_store(base, out)
         delay = float(rng.uniform(0.3, 1.05)) * seconds
         status = forked(lambda out=out: build(data, out), kind, delay)  # type: ignore[misc]
         outcome.endings[f"exit {status}"] += 1
@@ -148,8 +185,6 @@ def campaign(folder: Path, suffix: str, kind: int, kills: int, seed: int) -> Out
             odd = {*digests(out).items()} ^ {*expected.items()}
             outcome.faults.append(f"{where}: differs in {sorted({name for name, _ in odd})[:4]}")
         shutil.rmtree(out.parent)
-    for path in folder.glob(f"*whole{suffix}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return outcome
 
 
@@ -173,15 +208,18 @@ def main() -> None:
     options = parser.parse_args()
     warm_up()
     failed = False
-    with tempfile.TemporaryDirectory() as name:
-        for suffix in (".zarr", ".h5"):
-            for kind in (signal.Signals[name] for name in options.signals):
-                found = campaign(Path(name), suffix, kind, options.kills, options.seed)
-                endings = ", ".join(f"{count} x {ending}" for ending, count in found.endings.items())
-                print(f"{suffix} {kind.name}: {endings}; {len(found.faults)} faults", flush=True)
-                for fault in found.faults:
-                    print(f"  {fault}")
-                failed |= bool(found.faults)
+    kinds = [signal.Signals[name] for name in options.signals]
+    for rebuild, suffix, kind in itertools.product((False, True), (".zarr", ".h5"), kinds):
+        with tempfile.TemporaryDirectory() as name:
+            found = campaign(Path(name), suffix, kind, options.kills, options.seed, rebuild=rebuild)
+        if not found.stopped:
+            found.faults.append("no signal came before the build was over: nothing was tried")
+        endings = ", ".join(f"{count} x {ending}" for ending, count in found.endings.items())
+        what = "rebuild" if rebuild else "build"
+        print(f"{what} {suffix} {kind.name}: {endings}; {len(found.faults)} faults", flush=True)
+        for fault in found.faults:
+            print(f"  {fault}")
+        failed |= bool(found.faults)
     sys.exit(1 if failed else 0)
 
 
