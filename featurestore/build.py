@@ -60,6 +60,11 @@ class Builder:
             self.arrays["waveforms"] = ArraySpec((embedder.grid.clip_samples,), "int16", {})
         self.shard_clips = shard_clips
 
+    @property
+    def threads(self) -> dict[str, int]:
+        """How many threads work on each part of a build."""
+        return {"decode": self.workers, "embed": self.embedder.streams, "write": 1}
+
     def bytes_per_clip(self) -> int:
         """Return the bytes that a clip takes on the disk."""
         return sum(shard_bytes(1, spec.row_bytes) for spec in self.arrays.values())

@@ -57,7 +57,11 @@ def main() -> None:
 )
 @click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Threads that decode and embed; default: all cores.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that decode, and that embed, a core each; default: all.",
+)
 @click.option("--no-waveforms", is_flag=True, help="Store the maps only; no fine-tuning from such a store.")
 @click.option("--prune", is_flag=True, help="Remove recordings that the metadata no longer has.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any recording is damaged or unreadable.")
@@ -194,7 +198,11 @@ def verify(store: Path, audio: tuple[Path, ...]) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--audio", multiple=True, type=click.Path(path_type=Path), help="Where the recordings are.")
 @click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
-@click.option("--workers", type=click.IntRange(1), help="Threads that decode and embed; default: all cores.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that decode, and that embed, a core each; default: all.",
+)
 @click.option("--allow-mixed", is_flag=True, help="Go on although this machine's last bits differ.")
 @click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")
 @one_line_errors
@@ -226,8 +234,9 @@ def repair(
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")
 @one_line_errors
-def convert(source: Path, out: Path) -> None:
+def convert(source: Path, out: Path, break_lock: bool) -> None:
     """Turn a store in a folder into one HDF5 file, or back, losslessly.
 
     \b
@@ -237,7 +246,7 @@ def convert(source: Path, out: Path) -> None:
     from featurestore.containers import convert as convert_store
     from featurestore.lock import locked
 
-    with locked(out):
+    with locked(out, break_lock=break_lock):
         convert_store(source, out)
     click.echo(f"{out}: written")
 
@@ -248,7 +257,7 @@ def convert(source: Path, out: Path) -> None:
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML; default: the baseline.")
 @click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Threads that embed; default: all cores.")
+@click.option("--workers", type=click.IntRange(1), help="Threads that embed, a core each; default: all.")
 @click.option("--no-waveforms", is_flag=True, help="Store the maps only; no fine-tuning from such a store.")
 @click.option("--allow-mixed", is_flag=True, help="Go on with a store begun on another machine or torch.")
 @click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")

@@ -9,13 +9,12 @@ from featurestore.build import Builder, check_free_space, moves_rows, store_attr
 from featurestore.containers import finish_container, folder_of, work_folder
 from featurestore.lock import locked
 from featurestore.plan import Plan
-from featurestore.session import Say, plan_clips, refuse_another_config, run_to_the_end
+from featurestore.session import Say, embedder_for, plan_clips, refuse_another_config, run_to_the_end
 from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.summary import stage_table
 from shared.command_line import size_text
 from shared.config import Sections, differences
-from shared.embedder import Embedder
 from shared.features import FeatureConfig
 from shared.store import TABLES, FeatureStore
 from shared.store_writer import StoreWriter
@@ -82,8 +81,7 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
             "Build it again without that."
         )
     with locked(request.out, break_lock=request.break_lock), stoppable():
-        streams = request.workers if request.device.type == "cpu" else 1
-        embedder = Embedder(request.config, request.device, streams=streams)
+        embedder = embedder_for(request.config, request.device, request.workers)
         builder = Builder(
             folder_of(request.out),
             embedder,
@@ -124,5 +122,5 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
         seconds = run_to_the_end(builder, opened, plan, shards, waveforms.batches(shards))
         finish_container(request.out)
         if shards:
-            say(stage_table(builder.clock, plan_clips(plan, shards), seconds, request.workers))
+            say(stage_table(builder.clock, plan_clips(plan, shards), seconds, builder.threads))
     return FeatureStore(request.out)

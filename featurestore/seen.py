@@ -17,12 +17,20 @@ class SeenFiles:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._database = self._opened(path)
         except sqlite3.DatabaseError:
-            path.unlink()
-            self._database = self._opened(path)
+            self._begin_anew()
         self._unsaved = 0
+
+    def _begin_anew(self) -> None:
+        """Forget everything; without a place on the disk, remember in memory only."""
+        try:
+            self._path.unlink(missing_ok=True)
+            self._database = self._opened(self._path)
+        except (OSError, sqlite3.DatabaseError):
+            self._database = self._opened(Path(":memory:"))
 
     @staticmethod
     def _opened(path: Path) -> sqlite3.Connection:
@@ -40,11 +48,15 @@ class SeenFiles:
             stat = path.stat()
         except OSError:
             return None
-        row = self._database.execute(
-            "SELECT num_frames, sample_rate_hz, sha256 FROM seen"
-            " WHERE path = ? AND num_bytes = ? AND changed_ns = ?",
-            (str(path.absolute()), stat.st_size, stat.st_mtime_ns),
-        ).fetchone()
+        try:
+            row = self._database.execute(
+                "SELECT num_frames, sample_rate_hz, sha256 FROM seen"
+                " WHERE path = ? AND num_bytes = ? AND changed_ns = ?",
+                (str(path.absolute()), stat.st_size, stat.st_mtime_ns),
+            ).fetchone()
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+            return None
         return (AudioHeader(row[0], row[1]), str(row[2])) if row else None
 
     def note(self, path: Path, header: AudioHeader, sha256: str) -> None:
@@ -52,20 +64,24 @@ class SeenFiles:
         stat = path.stat()
         if time.time() - stat.st_mtime < RECENT_S:
             return
-        self._database.execute(
-            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                str(path.absolute()), stat.st_size, stat.st_mtime_ns,
-                header.num_frames, header.sample_rate_hz, sha256,
-            ),
+        row = (
+            str(path.absolute()), stat.st_size, stat.st_mtime_ns,
+            header.num_frames, header.sample_rate_hz, sha256,
         )  # fmt: skip
+        try:
+            self._database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", row)
+        except sqlite3.DatabaseError:
+            self._begin_anew()
         self._unsaved += 1
         if self._unsaved >= SAVE_EVERY:
             self.save()
 
     def save(self) -> None:
         """Write to the disk."""
-        self._database.commit()
+        try:
+            self._database.commit()
+        except sqlite3.DatabaseError:
+            self._begin_anew()
         self._unsaved = 0
 
     def close(self) -> None:

@@ -56,8 +56,7 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
     """
     refuse_other_output(request.out)
     with locked(request.out, break_lock=request.break_lock), stoppable():
-        streams = request.workers if request.device.type == "cpu" else 1
-        embedder = Embedder(request.config, request.device, streams=streams)
+        embedder = embedder_for(request.config, request.device, request.workers)
         builder = Builder(
             folder_of(request.out),
             embedder,
@@ -92,8 +91,15 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
         seconds = run_to_the_end(builder, opened, plan, shards)
         finish_container(request.out)
         if shards:
-            say(stage_table(builder.clock, plan_clips(plan, shards), seconds, request.workers))
+            say(stage_table(builder.clock, plan_clips(plan, shards), seconds, builder.threads))
     return FeatureStore(request.out)
+
+
+def embedder_for(config: FeatureConfig, device: torch.device, workers: int) -> Embedder:
+    """Return the embedder of a build: on a CPU a stream a worker, each on one core."""
+    if device.type == "cpu" and workers == 1:
+        torch.set_num_threads(1)  # one stream would use all cores
+    return Embedder(config, device, streams=workers if device.type == "cpu" else 1)
 
 
 def run_to_the_end(

@@ -50,10 +50,11 @@ def stored_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def stage_table(clock: StageClock, num_clips: int, wall_seconds: float, workers: int) -> str:
-    """Return where a build's time went, by stage, and which stage bounds it.
+def stage_table(clock: StageClock, num_clips: int, wall_seconds: float, threads: dict[str, int]) -> str:
+    """Return where a build's time went, by stage, and which stage bounds it: whose threads wait least.
 
-    Busy seconds are summed over threads and include waiting for a processor, not for another stage.
+    threads: how many work on decoding, on embedding (log-mel and backbone) and on writing. Busy
+    seconds are summed over threads and include waiting for a processor, not for another stage.
     """
     busy = {stage: clock.seconds().get(stage, 0.0) for stage in STAGES}
     total = sum(busy.values()) or 1.0
@@ -61,11 +62,17 @@ def stage_table(clock: StageClock, num_clips: int, wall_seconds: float, workers:
         [stage, f"{seconds:.1f}", f"{1e3 * seconds / num_clips:.2f}", f"{100 * seconds / total:.0f} %"]
         for stage, seconds in busy.items()
     ]
+    embedding = max(("log-mel", "backbone"), key=lambda stage: busy[stage])
+    use = {
+        "decode": busy["decode"] / threads["decode"],
+        embedding: (busy["log-mel"] + busy["backbone"]) / threads["embed"],
+        "write": busy["write"] / threads["write"],
+    }
     rate = num_clips / max(wall_seconds, 1e-9)
     table = text_table(["stage", "busy s", "ms per clip", "share"], rows)
     return (
-        f"{table}\n{num_clips} clips in {wall_seconds:.1f} s, {rate:.1f} clips/s with {workers} workers; "
-        f"{max(busy, key=lambda stage: busy[stage])} bounds"
+        f"{table}\n{num_clips} clips in {wall_seconds:.1f} s, {rate:.1f} clips/s with {threads['decode']} "
+        f"workers; {max(use, key=lambda stage: use[stage])} bounds"
     )
 
 
