@@ -48,7 +48,7 @@ check: $(STAMP)
 
 # make bench ONLY=mel runs one section; see tests/benchmarks.
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+	TQDM_DISABLE=1 $(BIN)/python tests/benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
 # Trains the demo config at the parent commit and here; the losses must agree to the last digit.
 same-loss: $(STAMP)

@@ -76,14 +76,19 @@ def seconds_per_clip(
 
 
 def random_reads(shape: tuple[int, ...], num_rows: int) -> Numbers:
-    """Random batches of 64 with a warm cache; 1 is the best that np.memmap does in this run."""
+    """Random batches of 64 with a warm cache; 1 is the best that np.memmap does in this run.
+
+    A file that was just written is held in pages as large as the writes were, and that alone makes
+    10 % or more: an array written in one go would be compared with a store written row by row. So
+    all begin on the disk, and come into memory as each way reads them.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         values = np.random.default_rng(1).standard_normal((num_rows, *shape), np.float32).astype(np.float16)
         zarr_files, hdf5_files = write_stores(folder, values)
         values.tofile(folder / "m.bin")
         pt_files = write_pt_files(folder / "pt", values)
-        load_anew(folder)
+        drop_pages(folder)  # see below: in memory is what the first, untimed turn reads
         memmap = np.memmap(folder / "m.bin", np.float16, "r", shape=values.shape)
         ours, ours_h5 = zarr_files.array(NAME, num_rows), hdf5_files.array(NAME, num_rows)
         in_zarr = zarr.open_array(folder / "s.zarr" / NAME, mode="r")
@@ -115,9 +120,9 @@ def random_reads(shape: tuple[int, ...], num_rows: int) -> Numbers:
         }
         if importlib.util.find_spec("tensorstore"):
             ways["tensorstore"] = (_tensorstore_reader(folder / "s.zarr" / NAME), 8)
+        seconds = seconds_per_clip(ways, num_rows)
         assert np.array_equal(ours.read(np.arange(num_rows)), values)
         assert np.array_equal(ours_h5.read(np.arange(num_rows)), values)
-        seconds = seconds_per_clip(ways, num_rows)
     base = min(value for way, value in seconds.items() if way.startswith("np.memmap"))
     rows = [[way, f"{1 / value:,.0f}", f"{base / value:.3f}"] for way, value in seconds.items()]
     text = "x".join(map(str, shape))
@@ -157,17 +162,6 @@ def drop_pages(path: Path) -> None:
             descriptor = os.open(file, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-
-
-def load_anew(folder: Path) -> None:
-    """Have all files in memory as reading them brings them there.
-
-    How a file was written decides in how large pages it is held, and that alone makes 10 % or more:
-    an array written in one go would be compared with a store written row by row.
-    """
-    drop_pages(folder)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        read_in_order(file)
 
 
 def read_in_order(path: Path) -> None:

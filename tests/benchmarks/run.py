@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from precision import precision
 from reads import reads
 
 BACKBONE = "tf_efficientnet_lite0"
+OUTPUT = Path("bench.json")
 
 
 def mel() -> Numbers:
@@ -195,19 +196,24 @@ SECTIONS = {
 }
 
 
+def run_apart(names: Iterable[str]) -> Numbers:
+    """Run each section in a process of its own, so that none inherits another's memory and threads."""
+    numbers: Numbers = {}
+    for name in names:
+        subprocess.run([sys.executable, __file__, "--only", name], check=True)
+        numbers |= json.loads(OUTPUT.read_text())
+    return numbers
+
+
 def main() -> None:
     """Run the sections and write bench.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SECTIONS)
     only = parser.parse_args().only
     torch.manual_seed(0)
-    numbers: Numbers = {}
-    for name, section in SECTIONS.items():
-        if only in (None, name):
-            numbers |= section()
-    path = Path("bench.json")
-    path.write_text(json.dumps({name: round(value, 3) for name, value in numbers.items()}, indent=2) + "\n")
-    print(f"\n{path}: {len(numbers)} numbers; peak of this process "
+    numbers = SECTIONS[only]() if only else run_apart(SECTIONS)
+    OUTPUT.write_text(json.dumps({name: round(value, 3) for name, value in numbers.items()}, indent=2) + "\n")
+    print(f"\n{OUTPUT}: {len(numbers)} numbers; peak of this process "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB")  # fmt: skip
 
 
