@@ -1,5 +1,6 @@
 """Rows that a store has committed already, found by their cause: audio sha256 and start."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ class StoredRows:
         names, old = list(writer.arrays), writer.old_files
         generations = [
             _Generation.of(writer.files, names, commits),
-            _Generation.of(old, names, _commits_in(old)),
+            _Generation.of(old, names, _old_commits(writer)),
         ]
         found = [generation for generation in generations if generation is not None]
         return cls(found, writer.shard_clips, hop_samples) if len(found) == len(generations) else cls.none()
@@ -105,15 +106,15 @@ class StoredRows:
         return np.concatenate(parts)
 
 
-def _commits_in(files: ZarrFiles) -> dict[int, Commit]:
-    """Return the commits that are there and whole."""
-    found = {}
+def _old_commits(writer: StoreWriter) -> dict[int, Commit]:
+    """Return the commits of replaced shards whose files are all there."""
+    files, found = writer.old_files, {}
     for document in sorted(files.path.glob("commits/*/zarr.json")):
         shard = int(document.parent.name)
-        try:
-            commit = files.commit(shard)
-        except ValueError:
-            continue
-        if commit is not None:
-            found[shard] = commit
+        shapes = {name: spec.row_shape for name, spec in writer.arrays.items()}
+        if all(files.shard_file(name, shard, shape).is_file() for name, shape in shapes.items()):
+            with suppress(ValueError):  # a damaged commit names nothing
+                commit = files.commit(shard)
+                if commit is not None:
+                    found[shard] = commit
     return found

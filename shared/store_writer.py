@@ -166,16 +166,22 @@ class StoreWriter:
     def _finish_commit(self) -> None:
         """Do what the journal says, as far as it is not done already."""
         journal = json.loads(self._journal.read_bytes())
+        commit, document = journal["commit"], canonical(group_document(journal["attributes"]))
+        for name in (commit, *journal["moves"].values()):
+            if not recovery.is_inside(name):
+                raise ValueError(f"{self._journal} names a file outside the store, {name}: remove it.")
+        waiting = {
+            name: target for name, target in journal["moves"].items() if (self._scratch / name).exists()
+        }
         if journal["keeps_old"]:
-            for name, target in journal["moves"].items():
-                if (self._scratch / name).exists():
-                    self._keep_old(target)
-            self._keep_old(journal["commit"])
-        for name, target in journal["moves"].items():
-            if (self._scratch / name).exists():
-                (self.path / target).parent.mkdir(parents=True, exist_ok=True)
-                (self._scratch / name).replace(self.path / target)
-        self._write(Path(journal["commit"]), canonical(group_document(journal["attributes"])))
+            for target in waiting.values():
+                self._keep_old(target)
+            if (self.path / commit).exists() and (self.path / commit).read_bytes() != document:
+                self._keep_old(commit)
+        for name, target in waiting.items():
+            (self.path / target).parent.mkdir(parents=True, exist_ok=True)
+            (self._scratch / name).replace(self.path / target)
+        self._write(Path(commit), document)
         self._journal.unlink()
 
     def _keep_old(self, name: str) -> None:

@@ -287,3 +287,34 @@ def test_mapped_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert np.array_equal(maps.read(np.array([row])), data["maps/blocks.6"][[row]])
     mapped = Path("/proc/self/maps").read_text().count("s.zarr/maps")
     assert mapped <= 2
+
+
+@pytest.mark.parametrize("last_step", ["_keep_old", "_write"])
+def test_a_commit_that_was_cut_anywhere_is_finished_once_and_keeps_the_old_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: str
+) -> None:
+    """Old rows stay with the old commit, new with the new, however often the journal is followed."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 8)
+    writer = StoreWriter(path, {}, SPECS, SHARD_CLIPS)
+    old = writer.commit_of(0)
+    assert old is not None
+    writer.withdraw()
+    data = rows(8, seed=1)
+    new = Commit((0, 8), (("b", 0, 8),), writer.write_shard(0, iter([data])), [1.0] * 8, [50] * 8, {})
+    done = getattr(StoreWriter, last_step)
+
+    def cut_behind(self: StoreWriter, *arguments: object) -> None:
+        done(self, *arguments)
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, last_step, cut_behind)
+        with pytest.raises(RuntimeError, match="power cut"):
+            writer.commit(0, new)
+    again = StoreWriter(path, {}, SPECS, SHARD_CLIPS)
+    assert again.commit_of(0) == new
+    assert again.old_files.commit(0) == old
+    kept = again.old_files.array("waveforms", 8)
+    assert np.array_equal(kept.read(np.arange(8)), rows(8)["waveforms"])
+    assert np.array_equal(again.files.array("waveforms", 8).read(np.arange(8)), data["waveforms"])
