@@ -31,7 +31,7 @@ RATE_HZ = 44_100  # most recorders'; decoding includes resampling
 SECONDS = 30.0
 FORMATS = {"ogg": ("OGG", "VORBIS"), "mp3": ("MP3", "MPEG_LAYER_III"),
            "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16")}  # fmt: skip
-NUM_RECORDINGS = 96
+NUM_RECORDINGS = 72
 BUILDS = {"torch fp32": 3, "openvino fp32": 4}  # the first is warm-up; of the others, BUILDS_EACH
 BUILDS_EACH = 2
 
