@@ -65,6 +65,17 @@ def test_an_exception_comes_where_its_result_would_have(where: str) -> None:
         next(results)
 
 
+def test_an_exception_before_the_first_item_is_not_taken_for_the_end() -> None:
+    def items() -> Iterator[int]:
+        time.sleep(1e-4)  # the consumer waits by then
+        raise ValueError("no item")
+        yield 0
+
+    for _ in range(200):
+        with pytest.raises(ValueError, match="no item"):
+            list(in_order(lambda item: [item], items(), workers=4, ahead=4))
+
+
 def test_a_consumer_that_stops_early_stops_the_threads() -> None:
     before = threading.active_count()
     results = in_order(lambda item: [item] * 5, iter(range(10**9)), workers=4, ahead=8)
