@@ -96,8 +96,9 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
         attributes = store_attributes(embedder, source.attributes["taxonomy"])
         shards = list(range(plan.num_shards))
         if builder.path.exists():
-            _refuse_other_rows(builder, builder.open(attributes), plan, request)
-            shards = builder.pending(builder.open(attributes), plan)
+            existing = builder.open(attributes)
+            _refuse_other_rows(builder, existing, plan, request)
+            shards = builder.pending(existing, plan)
         num_bytes = plan_clips(plan, shards) * builder.bytes_per_clip()
         free = check_free_space(request.out, num_bytes)
         say(

@@ -29,9 +29,8 @@ class Known:
         tables = files.tables(name)
         has_rows = np.zeros(len(tables["recordings"]), bool)
         has_rows[tables["clips"]["recording"].to_numpy()] = True
-        has_rows |= (
-            tables["recordings"]["status"] != "unreadable"
-        ).to_numpy()  # also where a build was stopped
+        # Where a build was stopped, rows that the tables do not show yet may be there all the same.
+        has_rows |= (tables["recordings"]["status"] != "unreadable").to_numpy()
         return cls(tables["recordings"], tables["labels"], has_rows)
 
     def keys(self) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from featurestore.damage import UNFINISHED, Damage
 from featurestore.lock import locked
 from featurestore.plan import Plan
 from featurestore.row_source import RowBatch, RowSource
-from featurestore.session import Say
+from featurestore.session import Say, embedder_for
 from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.stored_rows import StoredRows
@@ -24,7 +24,7 @@ from shared import recovery
 from shared.commit import Commit
 from shared.config import parse_config
 from shared.documents import UNREADABLE, canonical, group_document, with_checksum
-from shared.embedder import Embedder, choose_device
+from shared.embedder import choose_device
 from shared.features import FeatureConfig
 from shared.hdf5_files import Hdf5Files, read_seals
 from shared.shards import ShardWriter, digest_of_rows
@@ -144,10 +144,9 @@ def _sound_parts(path: Path, parts: Path) -> None:
         for array in commit.files:
             digest = digest_of_rows(raw_rows(path, copies, array, commit), shard_clips)
             if digest.sha256 == commit.files[array]["sha256"]:
-                row_shape = files.array(array, commit.rows[1]).row_shape
-                target = files.shard_file(array, shard, row_shape)
-                num_bytes = files.array(array, commit.rows[1]).row_bytes
-                with ShardWriter(target, shard_clips=shard_clips, row_bytes=num_bytes) as writer:
+                rows_of_it = files.array(array, commit.rows[1])
+                target = files.shard_file(array, shard, rows_of_it.row_shape)
+                with ShardWriter(target, shard_clips=shard_clips, row_bytes=rows_of_it.row_bytes) as writer:
                     for rows in raw_rows(path, copies, array, commit):
                         writer.append(rows)
                     writer.finish()
@@ -180,7 +179,7 @@ class _Recomputation:
         backbone = replace(config.backbone, engine=engine, weights=self.weights or config.backbone.weights)
         is_cpus = all(numerics["device"] == "cpu" for numerics in attributes["numerics"])
         device = choose_device("cpu" if is_cpus else "auto")  # another's last bits would differ
-        embedder = Embedder(replace(config, backbone=backbone), device, streams=self.workers)
+        embedder = embedder_for(replace(config, backbone=backbone), device, self.workers)
         names = files.array_names()
         builder = Builder(
             self.work, embedder, shard_clips=attributes["shard_clips"],

@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from shared.audio import AudioHeader
 
@@ -18,8 +19,9 @@ class SeenFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._database = sqlite3.connect(":memory:")
         try:
-            self._database = self._opened(path)
+            self._reopen(path)
         except sqlite3.DatabaseError:
             self._begin_anew()
         self._unsaved = 0
@@ -28,19 +30,26 @@ class SeenFiles:
         """Forget everything; without a place on the disk, remember in memory only."""
         try:
             self._path.unlink(missing_ok=True)
-            self._database = self._opened(self._path)
+            self._reopen(self._path)
         except (OSError, sqlite3.DatabaseError):
-            self._database = self._opened(Path(":memory:"))
+            self._reopen(Path(":memory:"))
 
-    @staticmethod
-    def _opened(path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path)
-        database.execute("PRAGMA synchronous = OFF")
-        database.execute(
+    def _tried(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        """Return what a statement finds; nothing, and a new database, where this one is damaged."""
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+            return []
+
+    def _reopen(self, path: Path) -> None:
+        self._database.close()
+        self._database = sqlite3.connect(path)
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute(
             "CREATE TABLE IF NOT EXISTS seen (path TEXT PRIMARY KEY, num_bytes INTEGER, changed_ns INTEGER,"
             " num_frames INTEGER, sample_rate_hz INTEGER, sha256 TEXT)"
         )
-        return database
 
     def find(self, path: Path) -> tuple[AudioHeader, str] | None:
         """Return header and sha256 of a file that has not changed since it was noted."""
@@ -48,15 +57,12 @@ class SeenFiles:
             stat = path.stat()
         except OSError:
             return None
-        try:
-            row = self._database.execute(
-                "SELECT num_frames, sample_rate_hz, sha256 FROM seen"
-                " WHERE path = ? AND num_bytes = ? AND changed_ns = ?",
-                (str(path.absolute()), stat.st_size, stat.st_mtime_ns),
-            ).fetchone()
-        except sqlite3.DatabaseError:
-            self._begin_anew()
-            return None
+        found = self._tried(
+            "SELECT num_frames, sample_rate_hz, sha256 FROM seen"
+            " WHERE path = ? AND num_bytes = ? AND changed_ns = ?",
+            (str(path.absolute()), stat.st_size, stat.st_mtime_ns),
+        )
+        row = found[0] if found else None
         return (AudioHeader(row[0], row[1]), str(row[2])) if row else None
 
     def note(self, path: Path, header: AudioHeader, sha256: str) -> None:
@@ -68,10 +74,7 @@ class SeenFiles:
             str(path.absolute()), stat.st_size, stat.st_mtime_ns,
             header.num_frames, header.sample_rate_hz, sha256,
         )  # fmt: skip
-        try:
-            self._database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.DatabaseError:
-            self._begin_anew()
+        self._tried("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", row)
         self._unsaved += 1
         if self._unsaved >= SAVE_EVERY:
             self.save()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from featurestore.containers import ORIGIN
 from featurestore.damage import UNFINISHED, Damage
 from featurestore.plan import refuse_outside
 from featurestore.verify_hdf5 import verify_file
@@ -227,8 +228,10 @@ def _strays(files: ZarrFiles, attributes: dict[str, Any], num_shards: int) -> li
 
 def _is_left_over(name: str, tables: str) -> bool:
     """Tell whether a killed build left a file that the next one sweeps up."""
-    return name.startswith((".tmp/", ".old/")) or (
-        re.match(r"tables/[0-9a-f]{16}/", name) is not None and not name.startswith(f"{tables}/")
+    return (
+        name == ORIGIN
+        or name.startswith((".tmp/", ".old/"))
+        or (re.match(r"tables/[0-9a-f]{16}/", name) is not None and not name.startswith(f"{tables}/"))
     )
 
 

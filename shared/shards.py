@@ -55,6 +55,8 @@ def reserve(descriptor: int, num_bytes: int) -> None:
     Raises:
         OSError: there is not enough.
     """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
     try:
         os.posix_fallocate(descriptor, 0, num_bytes)
     except OSError as error:

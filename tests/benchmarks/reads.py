@@ -60,6 +60,11 @@ def write_pt_files(folder: Path, values: np.ndarray) -> list[Path]:
     return paths
 
 
+def rows_of_pt_files(paths: list[Path], rows: np.ndarray, **how: bool) -> torch.Tensor:
+    """Read rows at random from files of a batch each."""
+    return torch.stack([torch.load(paths[row // BATCH], **how)[row % BATCH] for row in rows])
+
+
 def seconds_per_clip(
     ways: dict[str, tuple[Callable[[np.ndarray], object], int]], num_rows: int
 ) -> dict[str, float]:
@@ -96,9 +101,6 @@ def random_reads(shape: tuple[int, ...], num_rows: int) -> Numbers:
         out, out_h5 = ours.empty(BATCH), ours_h5.empty(BATCH)
         memmap_out = _at_a_page((BATCH, *shape))
 
-        def from_pt(rows: np.ndarray, **how: bool) -> torch.Tensor:
-            return torch.stack([torch.load(pt_files[row // BATCH], **how)[row % BATCH] for row in rows])
-
         per_turn = num_rows // BATCH
         ways: dict[str, tuple[Callable[[np.ndarray], object], int]] = {
             "np.memmap, fancy indexing": (lambda rows: memmap[rows], per_turn),
@@ -115,14 +117,18 @@ def random_reads(shape: tuple[int, ...], num_rows: int) -> Numbers:
             "h5py, one row a time": (lambda rows: np.stack([in_h5[row] for row in rows]), 4),
             "h5py, fancy indexing": (lambda rows: in_h5[np.unique(rows)], 1),
             "zarr-python, oindex": (lambda rows: in_zarr.oindex[rows], 2),
-            ".pt batch files": (from_pt, 1),
-            ".pt batch files, mmap=True": (lambda rows: from_pt(rows, mmap=True), 1),
+            ".pt batch files": (partial(rows_of_pt_files, pt_files), 1),
+            ".pt batch files, mmap=True": (partial(rows_of_pt_files, pt_files, mmap=True), 1),
         }
         if importlib.util.find_spec("tensorstore"):
             ways["tensorstore"] = (_tensorstore_reader(folder / "s.zarr" / NAME), 8)
         seconds = seconds_per_clip(ways, num_rows)
         assert np.array_equal(ours.read(np.arange(num_rows)), values)
         assert np.array_equal(ours_h5.read(np.arange(num_rows)), values)
+    return _shown_random(shape, num_rows, seconds)
+
+
+def _shown_random(shape: tuple[int, ...], num_rows: int, seconds: dict[str, float]) -> Numbers:
     base = min(value for way, value in seconds.items() if way.startswith("np.memmap"))
     rows = [[way, f"{1 / value:,.0f}", f"{base / value:.3f}"] for way, value in seconds.items()]
     text = "x".join(map(str, shape))

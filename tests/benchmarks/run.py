@@ -1,7 +1,8 @@
 """Side-by-side measurements; medians and ratios, since machines are noisy and small.
 
 `make bench` runs all sections, `make bench ONLY=mel` one. Prints a table and writes bench.json, one
-flat object of numbers. Everything runs on made-up audio and needs nothing but the installed package.
+flat object of numbers. All but the section precision runs on made-up audio and needs nothing but
+the installed package.
 """
 
 import argparse
