@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from featurestore.lock import locked
 from featurestore.verify import verify_store
 from shared.audio import ClipDecoder
+from shared.embedder import Embedder
 from shared.store import FeatureStore
 
 BuildTiny = Callable[..., Path]
@@ -31,6 +33,32 @@ def test_kills_at_random_moments_lose_and_double_nothing() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 faults") == 12
+
+
+@pytest.mark.parametrize("name", ["tiny.zarr", "tiny.h5"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_build_soon_and_leaves_a_sound_store(
+    build_tiny: BuildTiny, monkeypatch: pytest.MonkeyPatch, name: str, number: signal.Signals
+) -> None:
+    """Long before the end, with what is finished, and the status that shells expect."""
+    embed, calls = Embedder.embed, []
+
+    def embed_slowly(self: Embedder, waveforms: np.ndarray) -> object:
+        calls.append(len(waveforms))
+        if len(calls) == 4:
+            os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        return embed(self, waveforms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", embed_slowly)
+        path = build_tiny(name, "--workers", 2, status=128 + number)
+    store = FeatureStore(path)
+    assert store.num_rows < 24
+    assert store.num_rows % 8 == 0
+    assert any("stopped:" in problem for problem in store.attributes["problems"])
+    assert verify_store(path, []) == []
+    assert FeatureStore(build_tiny(name)).num_rows == 33
 
 
 def test_a_second_build_stops_at_once_and_names_the_first(build_tiny: BuildTiny, tmp_path: Path) -> None:
