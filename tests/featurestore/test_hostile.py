@@ -158,6 +158,32 @@ def test_a_kill_between_a_shard_and_its_commit_is_made_good_when_the_store_is_op
     assert verify_store(store, []) == []
 
 
+@pytest.mark.parametrize("commits", [1, 2, 3])
+def test_rows_that_move_from_shard_to_shard_survive_a_kill_in_between_without_their_audio(
+    build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    store = build_tiny()
+    shutil.copytree(store, store.with_name("whole.zarr"))
+    rng = np.random.default_rng(0)
+    soundfile.write(tiny_data / "audio" / "low" / "XC100.wav", 0.1 * rng.standard_normal(24_000), 8000)
+    for name in ("middle/XC101.wav", "low/XC103.wav", "middle/XC107.wav", "high/XC108.wav"):
+        (tiny_data / "audio" / name).unlink()
+    whole = build_tiny("whole.zarr")
+    commit, done = StoreWriter.commit, []
+
+    def cut_behind(self: StoreWriter, *arguments: object) -> None:
+        commit(self, *arguments)  # type: ignore[arg-type]
+        done.append(arguments[0])
+        if len(done) == commits:
+            raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "commit", cut_behind)
+        with pytest.raises(PowerCutError):
+            build_tiny()
+    assert contents(build_tiny()) == contents(whole)
+
+
 def test_an_hdf5_store_that_lost_its_last_byte_is_brought_back(
     build_tiny: BuildTiny, tiny_data: Path, run_program: Run
 ) -> None:
