@@ -201,6 +201,7 @@ class _Recomputation:
                 plan, embedder.grid, StoredRows.none(), embedder.batch_clips, self.workers, builder.clock
             )
             self._run_from(source.batches(from_audio), builder, writer, plan, from_audio)
+        writer.sweep_scratch()
         for shard, before in commits.items():
             after = files.commit(shard)
             if after is not None and after.files != before.files:

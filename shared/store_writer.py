@@ -60,7 +60,7 @@ class StoreWriter:
             self._create(attributes)
         if self._journal.is_file():
             self._finish_commit()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self.sweep_scratch()
         self.attributes = self.files.attributes()
 
     def _create(self, attributes: dict[str, Any]) -> None:
@@ -95,6 +95,10 @@ class StoreWriter:
         document = group_document(with_checksum(root))
         write_atomically(new / "zarr.json", canonical(document), new / SCRATCH)
         new.replace(self.path)
+
+    def sweep_scratch(self) -> None:
+        """Remove what was being written; nothing of it counts."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def write_attributes(self) -> None:
         """Write the root attributes as they are now."""
@@ -258,7 +262,7 @@ class StoreWriter:
         for folder in (self.path / "tables").iterdir():
             if folder.is_dir() and f"tables/{folder.name}" != keep:
                 shutil.rmtree(folder)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self.sweep_scratch()
         if num_rows is None:
             return
         shutil.rmtree(self.old_files.path, ignore_errors=True)

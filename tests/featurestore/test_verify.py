@@ -91,6 +91,7 @@ def test_repair_brings_a_flipped_byte_back(build_tiny: BuildTiny, tiny_data: Pat
         flip(path, position, mask)
         repair(store, tiny_data / "audio")
         assert contents(store) == before, (path, position)
+        assert not (store / ".tmp").exists()
 
 
 def test_repair_brings_many_flips_back_at_once(build_tiny: BuildTiny, tiny_data: Path) -> None:
