@@ -1,15 +1,17 @@
-"""Ranking metrics over classes, with weights so that a bootstrap costs one pass.
+"""Ranking metrics over classes, with weights so that a bootstrap sample costs one pass.
 
 BirdCLEF 2024: the mean ROC-AUC over the classes that have a positive. Classes without one are
 left out, as are classes without a negative; both are counted.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 BOOTSTRAP_SAMPLES = 1000
+FIGURES = ("macro_roc_auc", "cmap", "top1")
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,41 @@ class ClassScores:
 
     roc_auc: np.ndarray
     average_precision: np.ndarray
+
+
+@dataclass(frozen=True)
+class _RankedClass:
+    """One class's rows from the best score to the worst, and where its positives stand among them.
+
+    order: the rows that count; positives: their places in it; before, through: for each positive the
+    number of rows above its group of equal scores, and with it; positives_before, positives_through:
+    the same of positives alone.
+    """
+
+    order: np.ndarray
+    positives: np.ndarray
+    before: np.ndarray
+    through: np.ndarray
+    positives_before: np.ndarray
+    positives_through: np.ndarray
+
+    def score(self, row_weights: np.ndarray) -> tuple[float, float]:
+        """Return ROC-AUC and average precision; nan without a positive or a negative."""
+        weights = row_weights[self.order]
+        rows = np.concatenate([[0.0], np.cumsum(weights)])
+        own = weights[self.positives]
+        positives = np.concatenate([[0.0], np.cumsum(own)])
+        num_positive, num_negative = positives[-1], rows[-1] - positives[-1]
+        if num_positive <= 0 or num_negative <= 0:
+            return np.nan, np.nan
+        positives_through = positives[self.positives_through]
+        negatives_before = rows[self.before] - positives[self.positives_before]
+        negatives_through = rows[self.through] - positives_through
+        below = num_negative - (negatives_before + negatives_through) / 2
+        counted = own > 0
+        precision = positives_through[counted] / rows[self.through][counted]
+        auc = (own * below).sum() / (num_positive * num_negative)
+        return float(auc), float((own[counted] * precision).sum() / num_positive)
 
 
 class RankedScores:
@@ -32,15 +69,10 @@ class RankedScores:
         truth: Float[np.ndarray, "n k"],
         counted: Float[np.ndarray, "n k"],
     ) -> None:
-        self._order = np.argsort(-scores, axis=0, kind="stable")
-        ranked = np.take_along_axis(scores, self._order, axis=0)
-        is_last = np.ones(ranked.shape, bool)
-        is_last[:-1] = ranked[1:] != ranked[:-1]
-        # For every place, the last place of its group of equal scores.
-        places = np.where(is_last, np.arange(len(ranked))[:, None], len(ranked))
-        self._group_end = np.minimum.accumulate(places[::-1], axis=0)[::-1]
-        self._positive = np.take_along_axis((truth > 0) * counted, self._order, axis=0)
-        self._negative = np.take_along_axis((truth <= 0) * counted, self._order, axis=0)
+        self._classes = [
+            _ranked_class(*column) for column in zip(scores.T, truth.T > 0, counted.T > 0, strict=True)
+        ]
+        self._hits = top1(scores, truth, counted)
 
     def classes(self, row_weights: np.ndarray) -> ClassScores:
         """Return both metrics per class for rows counted `row_weights` (N,) times.
@@ -48,30 +80,33 @@ class RankedScores:
         Tied scores count one half in the ROC-AUC; average precision takes a group of ties as
         one threshold, as scikit-learn does.
         """
-        weights = row_weights[self._order]
-        positive, negative = weights * self._positive, weights * self._negative
-        below_p, below_n = np.cumsum(positive, axis=0), np.cumsum(negative, axis=0)
-        total_p, total_n = below_p[-1], below_n[-1]
-        end_p = np.take_along_axis(below_p, self._group_end, axis=0)
-        end_n = np.take_along_axis(below_n, self._group_end, axis=0)
-        # A negative is worth the positives above its group, and half of those within it.
-        group_p = self._per_group(positive)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            auc = (negative * (end_p - group_p / 2)).sum(axis=0) / (total_p * total_n)
-            precision = end_p / (end_p + end_n)
-            average = np.where(positive > 0, positive * precision, 0).sum(axis=0) / total_p
-        scored = (total_p > 0) & (total_n > 0)
-        return ClassScores(np.where(scored, auc, np.nan), np.where(scored, average, np.nan))
+        both = np.array([one.score(row_weights) for one in self._classes]).reshape(-1, 2)
+        return ClassScores(both[:, 0], both[:, 1])
 
-    def _per_group(self, values: np.ndarray) -> np.ndarray:
-        """Return, at every place, the sum of `values` over its group of equal scores."""
-        sums = np.cumsum(values, axis=0)
-        end = np.take_along_axis(sums, self._group_end, axis=0)
-        is_end = self._group_end == np.arange(len(values))[:, None]
-        # The sum up to the end of the group before: carried forward from the last group end.
-        before = np.zeros_like(sums)
-        before[1:] = np.maximum.accumulate(np.where(is_end, sums, 0), axis=0)[:-1]
-        return np.asarray(end - before)
+    def figures(self, row_weights: np.ndarray) -> np.ndarray:
+        """Return FIGURES: macro ROC-AUC, cmAP and top-1 for rows counted `row_weights` (N,) times.
+
+        A class without a positive, or without a negative, is left out of both means.
+        """
+        classes = self.classes(row_weights)
+        has_label = ~np.isnan(self._hits) & (row_weights > 0)
+        share = np.nan
+        if has_label.any():
+            share = float(np.average(self._hits[has_label], weights=row_weights[has_label]))
+        return np.array([mean_of_scored(classes.roc_auc), mean_of_scored(classes.average_precision), share])
+
+
+def _ranked_class(scores: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> _RankedClass:
+    rows = np.flatnonzero(counted)
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    ranked = scores[order]
+    positives = np.flatnonzero(truth[order])
+    before = np.searchsorted(-ranked, -ranked[positives], side="left")
+    through = np.searchsorted(-ranked, -ranked[positives], side="right")
+    return _RankedClass(
+        order, positives, before, through,
+        np.searchsorted(positives, before), np.searchsorted(positives, through),
+    )  # fmt: skip
 
 
 def top1(scores: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -85,6 +120,22 @@ def mean_of_scored(values: np.ndarray) -> float:
     """Return the mean over what is not nan; nan where nothing is."""
     scored = values[~np.isnan(values)]
     return float(scored.mean()) if len(scored) else float("nan")
+
+
+def resamplings(num_rows: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield, per bootstrap sample, how often every row is in it (N,)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(BOOTSTRAP_SAMPLES):
+        yield np.bincount(rng.integers(0, num_rows, num_rows), minlength=num_rows).astype(np.float64)
+
+
+def interval_of(values: np.ndarray) -> tuple[float, float]:
+    """Return the central 95 % of what is not nan."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def score_table(
@@ -101,33 +152,12 @@ def score_table(
     in a bootstrap sample a class without a positive is left out of that sample's mean.
     """
     ranked = RankedScores(scores, truth, counted)
-    hits = top1(scores, truth, counted)
-
-    def at(weights: np.ndarray) -> tuple[float, float, float]:
-        classes = ranked.classes(weights)
-        has_label = ~np.isnan(hits) & (weights > 0)
-        share = np.average(hits[has_label], weights=weights[has_label]) if has_label.any() else np.nan
-        return (
-            mean_of_scored(classes.roc_auc),
-            mean_of_scored(classes.average_precision),
-            float(share),
-        )
-
-    names = ("macro_roc_auc", "cmap", "top1")
     ones = np.ones(len(scores))
-    table: dict[str, float | int] = dict(zip(names, at(ones), strict=True))
+    table: dict[str, float | int] = dict(zip(FIGURES, map(float, ranked.figures(ones)), strict=True))
     if interval:
-        rng = np.random.default_rng(seed)
-        samples = np.array(
-            [
-                at(np.bincount(rng.integers(0, len(scores), len(scores)), minlength=len(scores)))
-                for _ in range(BOOTSTRAP_SAMPLES)
-            ]
-        )
-        for name, column in zip(names, samples.T, strict=True):
-            values = column[~np.isnan(column)]
-            low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-            table[f"{name}_low"], table[f"{name}_high"] = float(low), float(high)
+        samples = np.array([ranked.figures(weights) for weights in resamplings(len(scores), seed)])
+        for name, column in zip(FIGURES, samples.T, strict=True):
+            table[f"{name}_low"], table[f"{name}_high"] = interval_of(column)
     classes = ranked.classes(ones)
     table["classes_scored"] = int((~np.isnan(classes.roc_auc)).sum())
     table["classes_left_out"] = int(np.isnan(classes.roc_auc).sum())
