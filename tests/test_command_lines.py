@@ -23,7 +23,9 @@ OPTIONS = {
     "featurestore verify": "--audio STORE",
     "featurestore info": "--all --json STORE",
     "featurestore synth": "--recordings --seed --soundscapes --species OUT",
-    "trainer fit": "--config --device --features --fold --out --set --taxonomy",
+    "trainer compare": "--json RUN_A RUN_B",
+    "trainer fit": "--choose-by --config --device --features --fold --folds --grid --nested --out --resume "
+    "--set --taxonomy --workers",
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
     "trainer predict": "--audio --device --out --png --sample-submission --truth --weights RUN",
 }
@@ -83,13 +85,17 @@ def bad_commands(tmp: Path) -> list[tuple[str, list[str], str]]:
         ("featurestore", ["info", str(tmp / "s.zarr")], "does not exist; make a store"),
         ("featurestore", ["synth", str(tmp)], "not empty"),
         ("trainer", ["fit", "--features", str(tmp / "s.zarr")], "make a store with"),
+        ("trainer", ["fit", "--features", "s.zarr", "--fold", "1", "--folds", "5"], "give one of the two"),
+        ("trainer", ["fit", "--features", "s.zarr", "--nested"], "give both"),
+        ("trainer", ["fit", "--features", "s.zarr", "--resume"], "name it with --out"),
+        ("trainer", ["compare", str(tmp / "audio"), str(tmp)], "has no out_of_fold.csv"),
         ("trainer", ["evaluate", str(tmp / "audio")], "no run folder"),
         ("trainer", ["evaluate", str(tmp), "--audio", str(tmp)], "belong together"),
         ("trainer", ["predict", str(tmp), "--audio", str(tmp), "--out", "x.csv"], "no run folder"),
     ]
 
 
-@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("number", range(20))
 def test_a_users_mistake_is_a_clear_line_and_status_2(number: int, tmp_path: Path, run_program: Run) -> None:
     import re
 

@@ -12,6 +12,8 @@ import click
 from shared.command_line import SET_HELP, one_line_errors, text_table
 
 if TYPE_CHECKING:
+    import torch
+
     from shared.store import FeatureStore
     from trainer.config import TrainConfig
     from trainer.predict import Predictor
@@ -49,49 +51,72 @@ def main() -> None:
     help="CSV with primary_label, or a sample submission; default: the store's species.",
 )
 @click.option("--fold", help="Held-out fold, or 'none' to train on everything; default: the first.")
+@click.option("--folds", type=click.IntRange(2), metavar="K", help="Hold out each of K folds in turn.")
+@click.option(
+    "--grid",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML of settings to try, [[try]] tables whose lists are crossed; a table of scores at the end.",
+)
+@click.option(
+    "--nested", is_flag=True, help="With --grid and --folds: choose for each fold without seeing it."
+)
+@click.option(
+    "--choose-by",
+    type=click.Choice(["macro_roc_auc", "cmap", "top1"]),
+    default="macro_roc_auc",
+    show_default=True,
+    help="The figure that orders a grid.",
+)
+@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Fits side by side, on a CPU; default: one a processor."
+)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
 @one_line_errors
 def fit(
     features: Path, out: Path | None, config_path: Path | None, taxonomy: Path | None,
-    fold: str | None, device: str, overrides: tuple[str, ...],
+    fold: str | None, folds: int | None, grid: Path | None, nested: bool, choose_by: str, resume: bool,
+    workers: int | None, device: str, overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train a head on stored embedding maps.
 
-    The held-out fold is scored after every epoch and never chosen by: the weights kept are the
-    last epoch's.
+    The held-out fold is scored after every epoch and never chosen by: the weights kept are the last
+    epoch's, or with fit.patience those that were best on another fold, which is then not trained on.
 
     \b
     Example:
       trainer fit --features features.zarr --out runs/linear --set head.name=linear
+      trainer fit --features features.zarr --out runs/all --folds 5
+      trainer fit --features features.zarr --out runs/grid --folds 5 --grid heads.toml --nested
     """
-    from tqdm import tqdm
-
+    from shared.clip_array import num_processors
     from shared.embedder import choose_device
     from shared.store import FeatureStore
     from shared.taxonomy import Taxonomy, read_taxonomy
-    from trainer import fit as fitting
-    from trainer.run import parameter_count
+    from trainer import fit_command as commands
+    from trainer.jobs import Fitter
 
+    if folds and fold:
+        raise ValueError("--fold holds out one fold, --folds all of them in turn: give one of the two.")
+    if nested and not (grid and folds):
+        raise ValueError("--nested chooses among the settings of --grid by --folds: give both.")
+    if resume and not out:
+        raise ValueError("--resume goes on in a run folder: name it with --out.")
     store = FeatureStore(features)
     config = _train_config(store, config_path, overrides)
-    store = FeatureStore(features, config.head.stage) if config.head.stage else store
     out = out or Path("runs") / f"{config.head.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     chosen = read_taxonomy(taxonomy) if taxonomy else Taxonomy(tuple(store.attributes["taxonomy"]))
-    prepared = fitting.prepare(store, chosen, config, fold)
-    torch_device = choose_device(device)
-    held = prepared.split.held_out
-    click.echo(
-        f"{len(prepared.training_rows)} clips to train on, {len(prepared.validation_rows)} held out "
-        f"({'no fold' if held is None else f'fold {held}'}), {len(chosen)} species, "
-        f"{config.head.name} on {torch_device.type}"
-    )
-    for remark in prepared.split.remarks:
-        click.echo(f"  {remark}")
-    steps = fitting.steps_per_epoch(prepared, config) * config.fit.epochs
-    with tqdm(total=steps, unit="step", desc="training", leave=False) as bar:
-        run = fitting.fit(store, prepared, config, out, torch_device, say=bar.write, step_done=bar.update)
-    click.echo(f"{out}: {parameter_count(run.head)} parameters; next: trainer evaluate {out}")
+    fitter = Fitter(features, chosen, choose_device(device))
+    way = commands.Way(out, resume, workers or num_processors(), click.echo)
+    if grid:
+        wanted = commands.Grid(grid, fold, folds, choose_by, nested)
+        commands.fit_grid(fitter, config, wanted, way)
+    elif folds:
+        commands.fit_folds(fitter, config, way, folds)
+    else:
+        commands.fit_one(fitter, config, way, fold)
 
 
 def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, ...]) -> TrainConfig:
@@ -156,11 +181,7 @@ def evaluate(
       trainer evaluate runs/chrononet runs/linear --json
     """
     from shared.embedder import choose_device
-    from shared.store import FeatureStore
-    from trainer.evaluate import validation_scores
-    from trainer.loop import Precision
-    from trainer.predict import Predictor
-    from trainer.run import load_run
+    from trainer.run import load_run, read_facts
 
     if bool(audio) != bool(truth):
         raise ValueError("--audio and --truth belong together: give both or none.")
@@ -169,15 +190,20 @@ def evaluate(
     torch_device = choose_device(device)
     tables: dict[str, dict[str, Any]] = {}
     for path in runs:
+        if "runs" in read_facts(path):
+            if audio or features:
+                raise ValueError(
+                    f"{path} holds a head per fold: with --audio or --features name one of them, "
+                    f"{path}/{read_facts(path)['runs'][0]}."
+                )
+            tables[str(path)] = _folded_scores(path)
+            continue
         run = load_run(path)
-        run.head.to(torch_device)
-        store = FeatureStore(features or Path(run.facts["features"]), run.facts["stage"])
-        table: dict[str, Any] = dict(
-            validation_scores(run, store, Precision(torch_device)).table(interval=True)
-        )
+        table = _held_out_scores(run, features, torch_device)
         if audio and truth:
-            predictor = Predictor(run, torch_device, weights)
-            segments = _segment_scores(predictor, audio, truth)
+            from trainer.predict import Predictor
+
+            segments = _segment_scores(Predictor(run, torch_device, weights), audio, truth)
             table |= {f"segment_{name}": value for name, value in segments.items()}
         tables[str(path)] = {"head": run.train.head.name, **table}
     if as_json:
@@ -187,10 +213,29 @@ def evaluate(
         click.echo(_scores_text(tables))
 
 
+def _held_out_scores(run: Run, features: Path | None, device: torch.device) -> dict[str, Any]:
+    from shared.store import FeatureStore
+    from trainer.evaluate import validation_scores
+    from trainer.loop import Precision
+
+    run.head.to(device)
+    store = FeatureStore(features or Path(run.facts["features"]), run.facts["stage"])
+    return dict(validation_scores(run, store, Precision(device)).table(interval=True))
+
+
+def _folded_scores(path: Path) -> dict[str, Any]:
+    from trainer.folded import head_name, out_of_fold_figures
+    from trainer.out_of_fold import read_out_of_fold
+
+    table = read_out_of_fold(path)
+    return {"head": head_name(path), **out_of_fold_figures(table, interval=True)}
+
+
 def _segment_scores(predictor: Predictor, audio: Path, truth: Path) -> dict[str, Any]:
     import numpy as np
 
-    from trainer.evaluate import Scores, read_events, segment_truth
+    from trainer.evaluate import read_events, segment_truth
+    from trainer.metrics import Scores
     from trainer.predict import find_recordings
 
     row_ids: list[str] = []
@@ -226,12 +271,60 @@ def _scores_text(tables: dict[str, dict[str, Any]]) -> str:
             return "no class scored"
         return f"{table[key]:.3f} [{table[f'{key}_low']:.3f}, {table[f'{key}_high']:.3f}]"
 
+    def over_folds(table: dict[str, Any]) -> list[str]:
+        if not any("folds" in one for one in tables.values()):
+            return []
+        if "folds" not in table:
+            return [""]
+        mean, deviation = table["macro_roc_auc_fold_mean"], table["macro_roc_auc_fold_sd"]
+        return [f"{mean:.3f} (sd {deviation:.3f}, {table['folds']} folds)"]
+
     rows = [
-        [path, table["head"], *(cell(table, key) for key in shown.values()),
+        [path, table["head"], *(cell(table, key) for key in shown.values()), *over_folds(table),
          f"{table['classes_scored']}/{table['classes_scored'] + table['classes_left_out']}"]
         for path, table in tables.items()
     ]  # fmt: skip
-    return text_table(["run", "head", *shown, "classes scored"], rows)
+    folded = ["macro ROC-AUC by fold"] if any("folds" in table for table in tables.values()) else []
+    return text_table(["run", "head", *shown, *folded, "classes scored"], rows)
+
+
+@main.command()
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per figure.")
+@one_line_errors
+def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
+    """Ask whether run B is better than run A: a paired bootstrap over the recordings both held out.
+
+    A run is a folder of `trainer fit`, or any out_of_fold.csv of that form. A folder of several such
+    runs, one a seed, counts by the mean over them.
+
+    \b
+    Example:
+      trainer compare runs/linear runs/chrononet
+    """
+    import dataclasses
+
+    from tqdm import tqdm
+
+    from trainer.compare import compare_sides as compared
+    from trainer.metrics import BOOTSTRAP_SAMPLES
+    from trainer.out_of_fold import read_side
+
+    a, b = read_side(run_a), read_side(run_b)
+    with tqdm(total=BOOTSTRAP_SAMPLES, unit="sample", desc="comparing", leave=False) as bar:
+        num, found = compared(a, b, bar.update)
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(dataclasses.asdict(one)))
+        return
+    rows = [
+        [one.figure, f"{one.a:.4f}", f"{one.b:.4f}", f"{one.b - one.a:+.4f}",
+         f"[{one.low:+.4f}, {one.high:+.4f}]", f"{one.share_better:.3f}", one.verdict]
+        for one in found
+    ]  # fmt: skip
+    header = ["figure", "A", "B", "B - A", "95 % interval", "samples with B better", "verdict"]
+    click.echo(f"A: {run_a}\nB: {run_b}\n{num} recordings\n{text_table(header, rows)}")
 
 
 @main.command()

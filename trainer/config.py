@@ -3,53 +3,87 @@
 from dataclasses import dataclass, field
 
 HEADS = ("chrononet", "attention", "linear")
+FREQUENCIES = ("rows", "mean")
+SECONDARY = ("mask", "soft", "positive")
+DRAWINGS = ("stratified", "independent")
+WEIGHED = ("draws", "loss")
+MIXTURES = ("convex", "additive")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
     """Section [labels]: what a secondary label means to the loss.
 
-    secondary: "mask" (not counted) or "soft" (a target of `secondary_value`).
+    secondary: "mask" (not counted), "soft" (a target of `secondary_value`) or "positive" (as a
+        primary one).
     """
 
     secondary: str = "mask"
     secondary_value: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.secondary not in ("mask", "soft"):
-            raise ValueError(f"secondary must be 'mask' or 'soft', got {self.secondary!r}.")
+        if self.secondary not in SECONDARY:
+            raise ValueError(f"secondary must be one of {', '.join(SECONDARY)}; got {self.secondary!r}.")
         if not 0 <= self.secondary_value <= 1:
             raise ValueError(f"secondary_value must be in 0..1, got {self.secondary_value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """Section [split]: computed folds, where the metadata has no `fold` column."""
+    """Section [split]: what stays on one side, and computed folds where the metadata has none.
+
+    by_author: recordings of one author stay together.
+    duplicates: so do recordings whose embeddings have at least this cosine; 0 looks for none.
+    """
 
     folds: int = 5
     seed: int = 0
+    by_author: bool = True
+    duplicates: float = 0.95
 
     def __post_init__(self) -> None:
         if self.folds < 2:
             raise ValueError(f"folds must be at least 2, got {self.folds}.")
+        if not 0 <= self.duplicates <= 1:
+            raise ValueError(f"duplicates is a cosine in 0..1 (0: do not look), got {self.duplicates}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Section [sampler]: a recording of a class with n recordings is drawn by n ** exponent."""
+    """Section [sampler]: a recording of a class with n recordings weighs n ** exponent.
+
+    weigh: "draws" (it is drawn as often as it weighs) or "loss" (all are drawn alike, and it counts
+        as much as it weighs).
+    drawing: "stratified" (every batch holds every class by its share, to within one clip) or
+        "independent" (each clip by itself).
+    """
 
     exponent: float = -0.5
     use_rating: bool = True
+    weigh: str = "draws"
+    drawing: str = "stratified"
+
+    def __post_init__(self) -> None:
+        if self.weigh not in WEIGHED:
+            raise ValueError(f"weigh must be one of {', '.join(WEIGHED)}; got {self.weigh!r}.")
+        if self.drawing not in DRAWINGS:
+            raise ValueError(f"drawing must be one of {', '.join(DRAWINGS)}; got {self.drawing!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixupConfig:
-    """Section [mixup]: convex mixup of embedding maps, Beta(alpha, alpha)."""
+    """Section [mixup]: two clips' embedding maps by shares from Beta(alpha, alpha).
 
+    kind: "convex" (targets by the same shares) or "additive" (the union of the labels).
+    """
+
+    kind: str = "convex"
     probability: float = 0.5
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.kind not in MIXTURES:
+            raise ValueError(f"kind must be one of {', '.join(MIXTURES)}; got {self.kind!r}.")
         if not (0 <= self.probability <= 1 and self.alpha > 0):
             raise ValueError(
                 f"need 0 <= probability <= 1 and alpha > 0, got {self.probability}, {self.alpha}."
@@ -61,10 +95,12 @@ class HeadConfig:
     """Section [head]: ChronoNet's sizes count for `chrononet` only.
 
     stage: which of the store's maps the head reads, as in "blocks.4"; "" is the store's first.
+    frequency: "rows" (every channel at every frequency is an input) or "mean" (over frequency).
     """
 
     name: str = "chrononet"
     stage: str = ""
+    frequency: str = "mean"
     filters: int = 32
     gru_units: int = 64
     strides: int = 1
@@ -73,25 +109,38 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.name not in HEADS:
             raise ValueError(f"name must be one of {', '.join(HEADS)}; got {self.name!r}.")
+        if self.frequency not in FREQUENCIES:
+            raise ValueError(f"frequency must be one of {', '.join(FREQUENCIES)}; got {self.frequency!r}.")
         if min(self.filters, self.gru_units, self.strides) < 1 or not 0 <= self.dropout < 1:
             raise ValueError("filters, gru_units and strides must be positive, dropout in 0..1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Section [loss]: focal loss; alpha weighs positives, 1 - alpha negatives."""
+    """Section [loss]: focal loss; alpha weighs positives, 1 - alpha negatives.
+
+    frame_share: how much of the loss is on a clip's best frame, the rest on the clip as a whole.
+    """
 
     alpha: float = 0.25
     gamma: float = 2.0
+    frame_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not (0 < self.alpha < 1 and self.gamma >= 0):
             raise ValueError(f"need 0 < alpha < 1 and gamma >= 0, got {self.alpha}, {self.gamma}.")
+        if not 0 <= self.frame_share <= 1:
+            raise ValueError(f"frame_share must be in 0..1, got {self.frame_share}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Section [fit]: the training loop. An epoch draws as many clips as there are to train on."""
+    """Section [fit]: the training loop. An epoch draws as many clips as there are to train on.
+
+    ema: decay per step of the averaged weights that are scored and kept; 0 keeps the last ones.
+    patience: epochs without a better macro ROC-AUC, of a fold of its own, after which training
+        stops and the best epoch's weights are kept; 0 trains to the end and gives up no fold.
+    """
 
     epochs: int = 20
     batch_clips: int = 64
@@ -100,6 +149,8 @@ class FitConfig:
     weight_decay: float = 1e-2
     warmup: float = 0.1
     clip_norm: float = 1.0
+    ema: float = 0.0
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +158,8 @@ class FitConfig:
             raise ValueError("epochs, batch_clips and accumulate must be at least 1.")
         if not (self.learning_rate > 0 and 0 <= self.warmup < 1 and self.clip_norm > 0):
             raise ValueError("need learning_rate > 0, 0 <= warmup < 1 and clip_norm > 0.")
+        if not (0 <= self.ema < 1 and self.patience >= 0):
+            raise ValueError(f"need 0 <= ema < 1 and patience >= 0, got {self.ema}, {self.patience}.")
 
 
 @dataclass(frozen=True, kw_only=True)

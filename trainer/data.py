@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from shared.config import parse_config
 from shared.features import FeatureConfig
@@ -13,8 +14,8 @@ from shared.prefetch import prefetched
 from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig
+from trainer.map_source import MapSource, StoredMaps
 from trainer.mixup import Batch
-from trainer.sampling import ClipSampler
 from trainer.targets import LabelledClips, Targets, make_targets
 
 SCORE_BATCH = 256
@@ -42,9 +43,14 @@ class ClipData:
     store: FeatureStore
     taxonomy: Taxonomy
     targets: Targets
+    source: MapSource
 
-    def __init__(self, store: FeatureStore, taxonomy: Taxonomy, labels: LabelConfig) -> None:
+    def __init__(
+        self, store: FeatureStore, taxonomy: Taxonomy, labels: LabelConfig, source: MapSource | None = None
+    ) -> None:
+        """Turn labels into targets; maps come from `source`, or straight from the store."""
         self.store, self.taxonomy = store, taxonomy
+        self.source = source or StoredMaps(store.maps, torch.device("cpu"))
         self.grid = feature_config(store).clips.grid()
         tables = LabelledClips(len(store.recordings), store.clips, store.labels, self.grid.clip_samples)
         self.targets = make_targets(tables, taxonomy, labels)
@@ -61,6 +67,10 @@ class ClipData:
         known = self.store.in_metadata[self.recording_of_row]
         return np.flatnonzero(known & (enough | (first & (self._valid > 0))))
 
+    def has_clip(self) -> np.ndarray:
+        """Tell per recording whether it has a usable clip."""
+        return np.isin(np.arange(len(self.store.recordings)), self.recording_of_row[self.usable_rows()])
+
     def first_primary(self) -> list[str]:
         """Return each recording's first primary species, "" where it has none."""
         primary = self.store.labels[self.store.labels["kind"] == "primary"]
@@ -74,12 +84,17 @@ class ClipData:
         given = self.store.recordings["rating"]
         return np.array([_number(text) for text in given], np.float32)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Read rows; maps as float16, the rest as the loss takes them."""
+    def batch(self, rows: np.ndarray, loss_weights: np.ndarray | None = None) -> Batch:
+        """Read rows; maps as float16, the rest as the loss takes them.
+
+        loss_weights: what each recording counts in the loss (R,), where it is not 1.
+        """
         targets, weights = self.targets.of(rows)
-        maps = self.store.maps.read(rows)
+        if loss_weights is not None:
+            weights = weights * loss_weights[self.recording_of_row[rows]][:, None]
+        maps = self.source.read(rows)
         mask = frame_mask(self._valid[rows], frame_hop=self.store.frame_hop, num_frames=maps.shape[3])
-        return Batch(*(torch.from_numpy(part) for part in (maps, targets, weights, mask)))
+        return Batch(maps, *(torch.from_numpy(part) for part in (targets, weights, mask)))
 
 
 def _number(text: str) -> float:
@@ -90,18 +105,13 @@ def _number(text: str) -> float:
 
 
 def training_steps(
-    data: ClipData,
-    sampler: ClipSampler,
-    *,
-    num_steps: int,
-    batch_clips: int,
-    accumulate: int,
-    rng: np.random.Generator,
+    data: ClipData, steps: Int64[np.ndarray, "steps a b"], loss_weights: np.ndarray | None = None
 ) -> Iterator[list[Batch]]:
-    """Yield, per optimiser step, `accumulate` batches of drawn clips, read one step ahead."""
-
-    draws = ([sampler.draw(batch_clips, rng) for _ in range(accumulate)] for _ in range(num_steps))
-    return prefetched([data.batch(rows) for rows in step] for step in _asked_for_early(draws, data))
+    """Yield, per optimiser step, its batches of drawn clips, read one step ahead."""
+    draws = (list(batches) for batches in steps)
+    return prefetched(
+        [data.batch(rows, loss_weights) for rows in step] for step in _asked_for_early(draws, data)
+    )
 
 
 def all_batches(data: ClipData, rows: np.ndarray) -> Iterator[Batch]:
@@ -114,7 +124,7 @@ def _asked_for_early(draws: Iterable[list[np.ndarray]], data: ClipData) -> Itera
     """Yield lists of rows unchanged; the disk is told of each ROWS_AHEAD lists before it is read."""
     waiting: deque[list[np.ndarray]] = deque()
     for draw in draws:
-        data.store.maps.will_need(np.concatenate(draw))
+        data.source.will_need(np.concatenate(draw))
         waiting.append(draw)
         if len(waiting) > ROWS_AHEAD:
             yield waiting.popleft()

@@ -1,7 +1,5 @@
 """Score the held-out recordings of a run, and segments of soundscapes against their truth."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +11,19 @@ from shared.taxonomy import Taxonomy
 from trainer.data import ClipData, all_batches
 from trainer.heads import Head
 from trainer.loop import Precision, recording_scores, score_clips
-from trainer.metrics import RankedScores, score_table
-from trainer.mixup import Batch
+from trainer.metrics import Scores
 from trainer.run import Run
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores, truth and what is counted, all (N, K); N recordings or segments."""
-
-    scores: np.ndarray
-    truth: np.ndarray
-    counted: np.ndarray
-
-    def table(self, *, interval: bool) -> dict[str, float | int]:
-        """Return the metrics by name."""
-        return score_table(self.scores, self.truth, self.counted, interval=interval)
-
-
 def score_recordings(
-    head: Head, data: ClipData, rows: np.ndarray, batches: Iterable[Batch], precision: Precision
-) -> Scores:
-    """Score recordings by the mean of their clips' logits."""
-    logits = score_clips(head, batches, precision)
+    head: Head, data: ClipData, rows: np.ndarray, precision: Precision
+) -> tuple[np.ndarray, Scores]:
+    """Return recordings (N,), sorted, and their scores: the means of their clips' logits."""
+    logits = score_clips(head, all_batches(data, rows), precision)
     recordings, scores = recording_scores(logits, data.recording_of_row[rows])
     targets = data.targets
-    return Scores(scores, targets.recording_truth[recordings], targets.recording_weights[recordings])
+    truth, weights = targets.recording_truth[recordings], targets.recording_weights[recordings]
+    return recordings, Scores(scores, truth, weights)
 
 
 def check_same_features(run: Run, store: FeatureStore) -> None:
@@ -75,18 +60,22 @@ def validation_scores(run: Run, store: FeatureStore, precision: Precision) -> Sc
     rows = rows[np.array(there)[data.recording_of_row[rows]]]
     if not len(rows):
         raise ValueError(f"{store.path} holds none of the recordings that {run.path} held out.")
-    return score_recordings(run.head, data, rows, all_batches(data, rows), precision)
+    return score_recordings(run.head, data, rows, precision)[1]
 
 
 def write_class_table(scores: Scores, taxonomy: Taxonomy, path: Path) -> None:
-    """Write ROC-AUC, average precision and number of positives of every class; empty: not scored."""
-    classes = RankedScores(scores.scores, scores.truth, scores.counted).classes(np.ones(len(scores.scores)))
+    """Write ROC-AUC, average precision and their support for every class; empty: not scored.
+
+    positives: recordings of the class; counted: recordings that count for it, either way.
+    """
+    classes = scores.ranked().classes(np.ones(len(scores.scores)))
     pd.DataFrame(
         {
             "primary_label": taxonomy.species,
             "roc_auc": classes.roc_auc,
             "average_precision": classes.average_precision,
             "positives": (scores.truth * scores.counted).sum(axis=0).astype(int),
+            "counted": (scores.counted > 0).sum(axis=0),
         }
     ).to_csv(path, index=False)
 

@@ -1,8 +1,9 @@
 """Train a head on a store's maps, from the config to the run folder."""
 
 import functools
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,113 +12,252 @@ import numpy as np
 import pandas as pd
 import torch
 
-from shared.store import FeatureStore
-from shared.taxonomy import Taxonomy
+from shared.config import as_sections, digest
+from trainer.checkpoint import Progress, load_checkpoint, remove_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
-from trainer.data import ClipData, all_batches, feature_config, training_steps
+from trainer.data import ClipData, feature_config, training_steps
+from trainer.duplicates import recording_embeddings, similar_pairs
 from trainer.evaluate import score_recordings, write_class_table
 from trainer.heads import Head
-from trainer.loop import Precision, Training, make_optimiser, warmup_cosine
+from trainer.leakage import leakage_report
+from trainer.loop import AveragedWeights, Precision, Training, make_optimiser, warmup_cosine
 from trainer.mixup import mixup
-from trainer.run import Run, create_run, save_progress, software_versions
-from trainer.sampling import ClipSampler, recording_weights
-from trainer.splits import Split, make_split
+from trainer.out_of_fold import FILE as OUT_OF_FOLD
+from trainer.out_of_fold import tabulate, write_out_of_fold
+from trainer.run import Run, create_run, load_run, save_progress, software_versions
+from trainer.sampling import ClipSampler, rarest_class, recording_weights
+from trainer.splits import Folds, make_folds, one_sided
 
 STANDARDISE_CLIPS = 2048
+MIN_GAIN = 1e-4  # of the watched macro ROC-AUC, to be called better
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a fit works on: the data, who is held out, and the clips to draw from."""
+    """What a fit works on: the data, its split, and the clips to draw from.
+
+    held_out: the folds that are scored; watched: the one that early stopping looks at, if any.
+    side: per recording "training", "validation", "watched" or "unused".
+    loss_weights: what a recording counts in the loss, where that is not alike.
+    """
 
     data: ClipData
-    split: Split
+    folds: Folds
+    held_out: tuple[int, ...]
+    side: np.ndarray
     sampler: ClipSampler
     training_rows: np.ndarray
     validation_rows: np.ndarray
+    watched_rows: np.ndarray
+    loss_weights: np.ndarray | None
+    remarks: tuple[str, ...]
 
 
-def prepare(store: FeatureStore, taxonomy: Taxonomy, config: TrainConfig, fold: str | None) -> Prepared:
-    """Split the recordings and weigh them.
+def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], object]) -> Folds:
+    """Look for near-duplicates, and take or compute the folds.
+
+    step_done: told how many clips have been read.
+    """
+    usable = data.usable_rows()
+    recording = data.recording_of_row[usable]
+    pairs = np.zeros((0, 2), np.int64)
+    if config.split.duplicates:
+        found, embeddings = recording_embeddings(data.store.maps, usable, recording, step_done)
+        pairs = found[similar_pairs(embeddings, config.split.duplicates)]
+    return make_folds(data.store.recordings, data.first_primary(), data.has_clip(), config.split, pairs)
+
+
+def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequence[int]) -> Prepared:
+    """Put every recording on its side, and weigh those to train on.
 
     Raises:
-        ValueError: fewer than two kinds of recordings to tell apart, or no such fold.
+        ValueError: fewer than two kinds of recordings to tell apart, nothing left to train on, or
+            no fold left to watch.
     """
-    data = ClipData(store, taxonomy, config.labels)
     truth, usable = data.targets.recording_truth, data.usable_rows()
-    has_clip = np.isin(np.arange(len(truth)), data.recording_of_row[usable])
+    _check_kinds(data, truth)
+    is_validation = np.isin(folds.fold, held_out)
+    is_watched = np.zeros(len(truth), bool)
+    if config.fit.patience:
+        is_watched = folds.fold == folds.after(held_out[-1] if held_out else None)
+    of_row = data.recording_of_row[usable]
+    known = data.targets.is_known()[usable]
+    training = usable[~is_validation[of_row] & ~is_watched[of_row] & known]
+    trained = np.unique(data.recording_of_row[training])
+    side = np.full(len(truth), "unused", dtype=object)
+    side[trained] = "training"
+    side[data.has_clip() & is_watched] = "watched"
+    side[data.has_clip() & is_validation] = "validation"
+    worth = np.zeros(len(truth))
+    worth[trained] = recording_weights(truth[trained], data.ratings()[trained], config.sampler)
+    classes = np.zeros(len(truth), np.int64)
+    classes[trained] = rarest_class(truth[trained])
+    in_loss = config.sampler.weigh == "loss" and len(trained) > 0
+    drawn = np.isin(np.arange(len(truth)), trained).astype(float) if in_loss else worth
+    sampler = ClipSampler(training, data.recording_of_row[training], drawn, classes, config.sampler.drawing)
+    loss_weights = (worth / worth[trained].mean()).astype(np.float32) if in_loss else None
+    remarks = folds.remarks
+    if held_out:
+        remarks += one_sided(is_validation, data.first_primary(), data.has_clip())
+    return Prepared(
+        data, folds, tuple(held_out), side, sampler, training,
+        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks,
+    )  # fmt: skip
+
+
+def _check_kinds(data: ClipData, truth: np.ndarray) -> None:
+    has_clip = data.has_clip()
     kinds = {tuple(np.flatnonzero(row)) for row in truth[has_clip]}
     if len(kinds) < 2:
-        names = [code for column, code in enumerate(taxonomy.species) if truth[has_clip, column].any()]
+        names = [code for column, code in enumerate(data.taxonomy.species) if truth[has_clip, column].any()]
         raise ValueError(
-            f"of the taxonomy's species, {store.path} holds recordings of "
+            f"of the taxonomy's species, {data.store.path} holds recordings of "
             f"{', '.join(names) or 'none'} only; a detector needs at least two, or one and "
             "recordings without it."
         )
-    split = make_split(store.recordings, data.first_primary(), has_clip, config.split, fold)
-    held_out = split.validation[data.recording_of_row]
-    training = usable[~held_out[usable] & data.targets.is_known()[usable]]
-    weights = np.zeros(len(truth))
-    trained = np.unique(data.recording_of_row[training])
-    weights[trained] = recording_weights(truth[trained], data.ratings()[trained], config.sampler)
-    sampler = ClipSampler(training, data.recording_of_row[training], weights)
-    return Prepared(data, split, sampler, training, usable[held_out[usable]])
 
 
 def fit(
-    store: FeatureStore,
     prepared: Prepared,
     config: TrainConfig,
     out: Path,
     device: torch.device,
     *,
+    resume: bool,
     say: Callable[[str], object],
     step_done: Callable[[int], object],
 ) -> Run:
     """Train and return the run; its folder is complete after every epoch.
 
-    The weights kept are the last epoch's: the held-out fold is scored and never chosen by.
+    The weights kept are the last epoch's (or their average), or with early stopping those of the epoch
+    that was best on the watched fold: the held-out folds are scored and never chosen by. Killed and
+    resumed, a training on the CPU ends in the same bits.
     """
-    data = prepared.data
+    training = _training(prepared, config, device)
+    bound_to = _bound_to(prepared, config)
+    run = _run(prepared, config, training, out)
+    progress = load_checkpoint(out, training, bound_to) if resume else Progress()
+    if resume and not progress.epochs_done and _is_finished(out, bound_to):
+        say(f"{out} is finished already")
+        step_done(steps_per_epoch(prepared, config) * config.fit.epochs)
+        return load_run(out)
+    create_run(run, resume=resume)
+    write_split(prepared, out)
+    step_done(training.steps_done)
+    for epoch in range(progress.epochs_done + 1, config.fit.epochs + 1):
+        if _is_over(progress, config):
+            break
+        metrics = _train_epoch(training, prepared, config, epoch, step_done)
+        metrics |= _look(training, prepared, progress, epoch)
+        progress.history.append(metrics)
+        run.facts["epochs_done"] = epoch
+        save_progress(run, progress.history)
+        save_checkpoint(out, training, progress, bound_to)
+        if epoch % max(1, config.fit.epochs // 10) == 0 or epoch == config.fit.epochs:
+            say(_epoch_line(metrics))  # metrics.jsonl has them all; the screen a tenth
+    _finish(run, prepared, progress, training, bound_to)
+    return run
+
+
+def _training(prepared: Prepared, config: TrainConfig, device: torch.device) -> Training:
+    """Return a fresh head, standardised by training clips, and what moves it."""
+    maps = prepared.data.store.maps
     torch.manual_seed(config.fit.seed)
-    head = Head(store.maps.row_shape[0], len(data.taxonomy), config.head)
-    rng = np.random.default_rng(config.fit.seed)
+    num_channels, num_rows, _ = maps.row_shape
+    head = Head(num_channels, num_rows, len(prepared.data.taxonomy), config.head)
     sample = prepared.training_rows
     if len(sample) > STANDARDISE_CLIPS:
-        sample = rng.choice(sample, STANDARDISE_CLIPS, replace=False)
-    head.standardise.set_from(torch.from_numpy(store.maps.read(np.sort(sample))))
+        sample = np.random.default_rng(config.fit.seed).choice(sample, STANDARDISE_CLIPS, replace=False)
+    head.standardise.set_from(torch.from_numpy(maps.read(np.sort(sample))))
     head.to(device)
-    run = Run(out, config, feature_config(store), data.taxonomy, head, _facts(store, prepared, config))
-    create_run(run)
-    write_split(data, prepared.split, out / "split.csv")
-
-    per_step = config.fit.batch_clips * config.fit.accumulate
-    num_steps = steps_per_epoch(prepared, config)
+    rate = functools.partial(
+        warmup_cosine,
+        num_steps=steps_per_epoch(prepared, config) * config.fit.epochs,
+        warmup=config.fit.warmup,
+    )
+    averaged = AveragedWeights(head, config.fit.ema) if config.fit.ema else None
     optimiser = make_optimiser(head, config.fit)
-    schedule = warmup_cosine(optimiser, num_steps * config.fit.epochs, config.fit.warmup)
     precision = Precision(device)
-    training = Training(head, optimiser, schedule, precision, config.loss, config.fit.clip_norm)
-    for epoch in range(1, config.fit.epochs + 1):
-        start = time.perf_counter()
-        epoch_rng = np.random.default_rng([config.fit.seed, epoch])
-        mix_rng = np.random.default_rng([config.fit.seed, epoch, 1])
-        steps = training_steps(
-            data, prepared.sampler, num_steps=num_steps, batch_clips=config.fit.batch_clips,
-            accumulate=config.fit.accumulate, rng=epoch_rng,
-        )  # fmt: skip
-        mix = functools.partial(mixup, config=config.mixup, rng=mix_rng)
-        loss = training.run(steps, mix, step_done)
-        seconds = time.perf_counter() - start
-        metrics: dict[str, Any] = {"epoch": epoch, "loss": loss}
-        metrics |= _validate(run, prepared, precision, last=epoch == config.fit.epochs)
-        metrics |= {"clips_per_s": round(num_steps * per_step / seconds, 1)}
-        run.facts["epochs_done"] = epoch
-        save_progress(run, metrics)
-        if epoch % max(1, config.fit.epochs // 10) and epoch != config.fit.epochs:
-            continue  # metrics.jsonl has them all; the screen a tenth
-        auc = metrics.get("macro_roc_auc")
-        say(f"epoch {epoch:3d}  loss {loss:.5f}" + (f"  macro ROC-AUC {auc:.4f}" if auc else ""))
-    return run
+    return Training(head, optimiser, rate, precision, config.loss, config.fit.clip_norm, averaged)
+
+
+def _train_epoch(
+    training: Training,
+    prepared: Prepared,
+    config: TrainConfig,
+    epoch: int,
+    step_done: Callable[[int], object],
+) -> dict[str, Any]:
+    """Train one epoch; all its chance comes from the seed and its number, so it can be done again."""
+    start = time.perf_counter()
+    seed, batch, accumulate = config.fit.seed, config.fit.batch_clips, config.fit.accumulate
+    num_steps = steps_per_epoch(prepared, config)
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, 2]).generate_state(1)[0]))
+    rows = prepared.sampler.draw_epoch(num_steps * accumulate, batch, np.random.default_rng([seed, epoch]))
+    steps = training_steps(prepared.data, rows.reshape(num_steps, accumulate, batch), prepared.loss_weights)
+    mix = functools.partial(mixup, config=config.mixup, rng=np.random.default_rng([seed, epoch, 1]))
+    loss = training.run(steps, mix, step_done)
+    seconds = time.perf_counter() - start
+    return {"epoch": epoch, "loss": loss, "clips_per_s": round(rows.size / seconds, 1)}
+
+
+def _look(training: Training, prepared: Prepared, progress: Progress, epoch: int) -> dict[str, Any]:
+    """Score the held-out folds, and the watched one, which decides whether this epoch is the best."""
+    head, data, precision = training.scored_head, prepared.data, training.precision
+    metrics: dict[str, Any] = {}
+    if len(prepared.validation_rows):
+        table = score_recordings(head, data, prepared.validation_rows, precision)[1].table(interval=False)
+        metrics |= {name: value for name, value in table.items() if value == value}
+    if len(prepared.watched_rows):
+        table = score_recordings(head, data, prepared.watched_rows, precision)[1].table(interval=False)
+        score = float(table["macro_roc_auc"])
+        metrics["watched_macro_roc_auc"] = score
+        if score > progress.best_score + MIN_GAIN:
+            progress.best_score, progress.best_epoch = score, epoch
+            progress.best_weights = {name: value.clone() for name, value in head.state_dict().items()}
+    return metrics
+
+
+def _is_over(progress: Progress, config: TrainConfig) -> bool:
+    waited = progress.epochs_done - progress.best_epoch
+    return bool(config.fit.patience) and waited >= config.fit.patience
+
+
+def _finish(run: Run, prepared: Prepared, progress: Progress, training: Training, bound_to: str) -> None:
+    """Keep the weights that count, score the held-out recordings with them, and say that it is done."""
+    if progress.best_weights:
+        training.scored_head.load_state_dict(progress.best_weights)
+        run.facts["best_epoch"] = progress.best_epoch
+    if len(prepared.validation_rows):
+        recordings, scores = score_recordings(
+            run.head, prepared.data, prepared.validation_rows, training.precision
+        )
+        write_class_table(scores, run.taxonomy, run.path / "per_class.csv")
+        table = tabulate(prepared.data.store, recordings, prepared.folds.fold, scores, run.taxonomy)
+        write_out_of_fold(table, run.path / OUT_OF_FOLD)
+    run.facts["finished"] = bound_to
+    save_progress(run, progress.history)
+    remove_checkpoint(run.path)
+
+
+def _is_finished(out: Path, bound_to: str) -> bool:
+    try:
+        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    if facts.get("finished", bound_to) != bound_to:
+        raise ValueError(
+            f"{out} is a finished run with another config, of other recordings or labels, or with another "
+            "split; give another --out."
+        )
+    return "finished" in facts
+
+
+def _epoch_line(metrics: dict[str, Any]) -> str:
+    auc = metrics.get("macro_roc_auc")
+    return f"epoch {metrics['epoch']:3d}  loss {metrics['loss']:.5f}" + (
+        f"  macro ROC-AUC {auc:.4f}" if auc else ""
+    )
 
 
 def steps_per_epoch(prepared: Prepared, config: TrainConfig) -> int:
@@ -125,17 +265,35 @@ def steps_per_epoch(prepared: Prepared, config: TrainConfig) -> int:
     return max(1, round(len(prepared.training_rows) / (config.fit.batch_clips * config.fit.accumulate)))
 
 
-def _validate(run: Run, prepared: Prepared, precision: Precision, *, last: bool) -> dict[str, Any]:
-    if not len(prepared.validation_rows):
-        return {}
-    batches = all_batches(prepared.data, prepared.validation_rows)
-    scores = score_recordings(run.head, prepared.data, prepared.validation_rows, batches, precision)
-    if last:
-        write_class_table(scores, run.taxonomy, run.path / "per_class.csv")
-    return {name: value for name, value in scores.table(interval=False).items() if value == value}
+def _bound_to(prepared: Prepared, config: TrainConfig) -> str:
+    """Return a digest of all that decides the weights: config, species, features, labels, sides."""
+    store = prepared.data.store
+    return digest(
+        [
+            as_sections(config), prepared.data.taxonomy.species, store.fingerprint,
+            store.attributes["tables"], store.stage, prepared.side.tolist(),
+        ]
+    )  # fmt: skip
 
 
-def _facts(store: FeatureStore, prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
+def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path) -> Run:
+    data, store = prepared.data, prepared.data.store
+    facts = {
+        **store_facts(data),
+        "held_out": list(prepared.held_out),
+        "remarks": list(prepared.remarks),
+        "training_clips": len(prepared.training_rows),
+        "validation_clips": len(prepared.validation_rows),
+        "seed": config.fit.seed,
+        "epochs_done": 0,
+        "software": software_versions(),
+    }
+    return Run(out, config, feature_config(store), data.taxonomy, training.scored_head, facts)
+
+
+def store_facts(data: ClipData) -> dict[str, Any]:
+    """Return what a run remembers of its features."""
+    store = data.store
     return {
         "features": str(store.path.absolute()),
         "fingerprint": store.fingerprint,
@@ -143,20 +301,26 @@ def _facts(store: FeatureStore, prepared: Prepared, config: TrainConfig) -> dict
         "stage": store.stage,
         "map_shape": list(store.maps.row_shape),
         "frame_hop": store.frame_hop,
-        "held_out": prepared.split.held_out,
-        "remarks": list(prepared.split.remarks),
-        "training_clips": len(prepared.training_rows),
-        "validation_clips": len(prepared.validation_rows),
-        "seed": config.fit.seed,
-        "epochs_done": 0,
-        "software": software_versions(),
     }
 
 
-def write_split(data: ClipData, split: Split, path: Path) -> None:
-    """Write which recording was on which side."""
+def write_split(prepared: Prepared, out: Path) -> None:
+    """Write which recording was on which side, and what the sides have in common."""
+    data = prepared.data
     table = data.store.recordings[["source", "filename", "xc_id", "sha256"]].copy()
     table["primary_label"] = data.first_primary()
-    table["fold"] = split.fold
-    table["side"] = np.where(split.validation, "validation", "training")
-    pd.DataFrame(table).to_csv(path, index=False)
+    table["fold"] = prepared.folds.fold
+    table["side"] = prepared.side
+    pd.DataFrame(table).to_csv(out / "split.csv", index=False)
+    report = split_report(prepared)
+    (out / "leakage.json").write_text(
+        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def split_report(prepared: Prepared) -> dict[str, Any]:
+    """Return the leakage report; watched recordings count as trained on, as they are chosen by."""
+    trained = np.isin(prepared.side, ["training", "watched"])
+    return leakage_report(
+        prepared.data.store.recordings, prepared.folds, trained, prepared.side == "validation"
+    )

@@ -23,28 +23,41 @@ class HeadOutput(NamedTuple):
 
 
 class Standardise(nn.Module):
-    """Subtracts a mean and divides by a deviation per channel, fixed before training.
+    """Maps as a head's inputs per frame, each with a mean of 0 and a deviation of 1 over the training clips.
 
-    In contrast to a batch norm, a clip's output does not depend on its batch.
+    The inputs are the channels' means over frequency, or every channel at every frequency row ("rows":
+    the mean throws absolute pitch away). Fixed before training: in contrast to a batch norm, a
+    clip's output does not depend on its batch.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, num_rows: int, frequency: str) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(num_channels, 1))
-        self.register_buffer("std", torch.ones(num_channels, 1))
+        self._frequency = frequency
+        self.num_inputs = num_channels * (num_rows if frequency == "rows" else 1)
+        self.register_buffer("mean", torch.zeros(self.num_inputs, 1))
+        self.register_buffer("std", torch.ones(self.num_inputs, 1))
 
     def set_from(self, maps: Float[Tensor, "b c f t"]) -> None:
-        """Take mean and deviation over clips and frames of the frequency-averaged maps."""
-        pooled = maps.float().mean(dim=2)
-        self.mean.copy_(pooled.mean(dim=(0, 2)).unsqueeze(1))
-        self.std.copy_(pooled.std(dim=(0, 2)).unsqueeze(1).clamp_min(1e-6))
+        """Take mean and deviation over clips and frames."""
+        inputs = self._inputs(maps.float())
+        self.mean.copy_(inputs.mean(dim=(0, 2)).unsqueeze(1))
+        self.std.copy_(inputs.std(dim=(0, 2)).unsqueeze(1).clamp_min(1e-6))
 
-    def forward(self, maps: Float[Tensor, "b c f t"]) -> Float[Tensor, "b c t"]:
-        """Return the standardised mean over frequency rows."""
-        return (maps.mean(dim=2) - self.mean) / self.std
+    def _inputs(self, maps: Float[Tensor, "b c f t"]) -> Float[Tensor, "b d t"]:
+        match self._frequency:
+            case "mean":
+                return maps.mean(dim=2)
+            case "rows":
+                return maps.flatten(1, 2)
+            case _:
+                raise ValueError(f"head.frequency must be rows or mean, got {self._frequency!r}")
+
+    def forward(self, maps: Float[Tensor, "b c f t"]) -> Float[Tensor, "b d t"]:
+        """Return the standardised inputs."""
+        return (self._inputs(maps) - self.mean) / self.std
 
 
 class Inception(nn.Module):
@@ -76,19 +89,19 @@ class ChronoNet(nn.Module):
     two of our ten frames. Source: Roy, Kiral-Kornek, Harrer 2019, arXiv 1802.00308.
     """
 
-    def __init__(self, num_channels: int, config: HeadConfig) -> None:
+    def __init__(self, num_inputs: int, config: HeadConfig) -> None:
         super().__init__()
         wide, units = len(KERNELS) * config.filters, config.gru_units
-        sizes = [num_channels, *[wide] * (NUM_BLOCKS - 1)]
+        sizes = [num_inputs, *[wide] * (NUM_BLOCKS - 1)]
         self.inceptions = nn.Sequential(*(Inception(size, config.filters, config.strides) for size in sizes))
         self.grus = nn.ModuleList(
             nn.GRU(size, units, batch_first=True) for size in (wide, units, 2 * units, 3 * units)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout1d(config.dropout)
 
     def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b u d"]:
         """Return one vector per frame, (B, U, gru_units) with U = T for strides of 1."""
-        x = self.dropout(self.inceptions(x).transpose(1, 2))
+        x = self.dropout(self.inceptions(x)).transpose(1, 2)
         first = self.grus[0](x)[0]
         second = self.grus[1](first)[0]
         third = self.grus[2](torch.cat([first, second], dim=2))[0]
@@ -143,22 +156,27 @@ class AttentionBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Maps and the mask of frames that hold audio, to logits. `config.name` says which body."""
+    """Maps and the mask of frames that hold audio, to logits. `config.name` says which body.
 
-    def __init__(self, num_channels: int, num_classes: int, config: HeadConfig) -> None:
+    Dropout takes an input away from all frames of a clip at once: frame by frame, what is missing in one is
+    there in the next. Source: Tompson et al. 2015, arXiv 1411.4280.
+    """
+
+    def __init__(self, num_channels: int, num_rows: int, num_classes: int, config: HeadConfig) -> None:
         super().__init__()
         self.name = config.name
-        self.standardise = Standardise(num_channels)
+        self.standardise = Standardise(num_channels, num_rows, config.frequency)
+        num_inputs = self.standardise.num_inputs
         match config.name:
             case "chrononet":
-                self.body: nn.Module = ChronoNet(num_channels, config)
+                self.body: nn.Module = ChronoNet(num_inputs, config)
                 self.block = AttentionBlock(config.gru_units, num_classes)
             case "attention":
-                self.body = nn.Dropout(config.dropout)
-                self.block = AttentionBlock(num_channels, num_classes)
+                self.body = nn.Dropout1d(config.dropout)
+                self.block = AttentionBlock(num_inputs, num_classes)
             case "linear":
-                self.body = nn.Dropout(config.dropout)
-                self.classify = nn.Linear(num_channels, num_classes)
+                self.body = nn.Dropout1d(config.dropout)
+                self.classify = nn.Linear(num_inputs, num_classes)
                 start_at_prior(self.classify)
             case _:
                 raise ValueError(f"head.name must be chrononet, attention or linear: {config.name!r}")
@@ -169,7 +187,7 @@ class Head(nn.Module):
         if self.name == "chrononet":
             x = self.body(x.masked_fill(~mask.unsqueeze(1), 0))
             return HeadOutput(*self.block(x, shrink_mask(mask, x.shape[1])))
-        x = self.body(x.transpose(1, 2))
+        x = self.body(x).transpose(1, 2)
         if self.name == "attention":
             return HeadOutput(*self.block(x, mask))
         with torch.autocast(x.device.type, enabled=False):  # half-precision scores would tie

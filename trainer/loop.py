@@ -1,5 +1,6 @@
 """The training loop, and its counterpart that only looks."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.config import FitConfig, LossConfig
 from trainer.heads import Head, HeadOutput
@@ -41,16 +41,50 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(maps.float(), *rest)
 
 
+class AveragedWeights:
+    """An exponential moving average of a head's weights, a head itself.
+
+    The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that the first weights are
+    forgotten soon. Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's
+    ExponentialMovingAverage.
+    """
+
+    def __init__(self, head: Head, decay: float) -> None:
+        self.head = copy.deepcopy(head).requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, head: Head, step: int) -> None:
+        """Move towards the weights after step number `step`, counted from 0."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.head.parameters(), head.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+
+
 @dataclass
 class Training:
-    """A head with everything that moves its weights."""
+    """A head with everything that moves its weights.
+
+    rate: the learning rate's factor at a step, counted from 0 over all epochs.
+    averaged: the weights that are scored and kept, where they are not the head's own.
+    """
 
     head: Head
     optimiser: torch.optim.Optimizer
-    schedule: LambdaLR
+    rate: Callable[[int], float]
     precision: Precision
     loss: LossConfig
     clip_norm: float
+    averaged: AveragedWeights | None = None
+    steps_done: int = 0
+
+    def __post_init__(self) -> None:
+        self._full_rates = [group["lr"] for group in self.optimiser.param_groups]
+
+    @property
+    def scored_head(self) -> Head:
+        """The head whose weights are scored and kept."""
+        return self.averaged.head if self.averaged else self.head
 
     def run(
         self,
@@ -64,21 +98,21 @@ class Training:
         the whole step, whatever the number of batches it came in.
 
         Raises:
-            ValueError: a loss that is not finite, before it reaches the weights.
+            ValueError: a loss or a gradient that is not finite, before it reaches the weights.
         """
         self.head.train()
         total, counted = 0.0, 0.0
         for number, batches in enumerate(steps, 1):
             mixed = [mix(to_device(batch, self.precision.device)) for batch in batches]
-            weight = max(1.0, sum(float(batch.weights.sum()) for batch in mixed))
+            weight = max(1e-6, sum(float(batch.weights.sum()) for batch in mixed))
             for batch in mixed:
                 loss = self._loss(batch, number)
                 self.precision.scaler.scale(loss / weight).backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
-            self._step()
+            self._step(number)
             counted += weight
             step_done(1)
-        return total / max(counted, 1.0)
+        return total / max(counted, 1e-6)
 
     def _loss(self, batch: Batch, number: int) -> Tensor:
         with self.precision.autocast():
@@ -86,18 +120,41 @@ class Training:
         loss = detection_loss(output, batch.targets, batch.weights, batch.mask, self.loss)
         if not math.isfinite(loss.item()):
             raise ValueError(
-                f"the loss became {loss.item()} at step {number} of the epoch; lower "
-                "fit.learning_rate or check the features with `featurestore info`."
+                f"the loss became {loss.item()} at step {number} of the epoch: "
+                f"{_where_not_finite(batch.maps, output)}; lower fit.learning_rate or check the features "
+                "with `featurestore verify`."
             )
         return loss
 
-    def _step(self) -> None:
+    def _step(self, number: int) -> None:
+        for group, full in zip(self.optimiser.param_groups, self._full_rates, strict=True):
+            group["lr"] = full * self.rate(self.steps_done)
         self.precision.scaler.unscale_(self.optimiser)
-        nn.utils.clip_grad_norm_(self.head.parameters(), self.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.clip_norm)
+        if not (self.precision.scaler.is_enabled() or torch.isfinite(norm)):
+            names = [n for n, p in self.head.named_parameters() if not _is_finite(p.grad)]
+            raise ValueError(
+                f"the gradient of {', '.join(names[:3])} is not finite at step {number} of the epoch; "
+                "lower fit.learning_rate."
+            )
         self.precision.scaler.step(self.optimiser)
         self.precision.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        self.schedule.step()
+        if self.averaged:
+            self.averaged.update(self.head, self.steps_done)
+        self.steps_done += 1
+
+
+def _is_finite(values: Tensor | None) -> bool:
+    return values is None or bool(torch.isfinite(values).all())
+
+
+def _where_not_finite(maps: Tensor, output: HeadOutput) -> str:
+    for name, values in (("the maps", maps), ("the frame-wise logits", output.frame_wise)):
+        bad = (~torch.isfinite(values)).flatten(1).any(dim=1)
+        if bad.any():
+            return f"{name} of clip {int(bad.nonzero()[0])} of the batch are not finite"
+    return "maps and logits are finite, the loss is not"
 
 
 def make_optimiser(head: Head, config: FitConfig) -> torch.optim.AdamW:
@@ -112,16 +169,12 @@ def make_optimiser(head: Head, config: FitConfig) -> torch.optim.AdamW:
     )
 
 
-def warmup_cosine(optimiser: torch.optim.Optimizer, num_steps: int, warmup: float) -> LambdaLR:
-    """Return the schedule: linear up over the first share `warmup` of all steps, cosine to zero."""
+def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
+    """Return the rate's factor: linear up over the first share `warmup` of all steps, cosine to zero."""
     rising = max(1, round(num_steps * warmup))
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
-
-    return LambdaLR(optimiser, factor)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ def detection_loss(
     mask: Bool[Tensor, "b t"],
     config: LossConfig,
 ) -> Float[Tensor, ""]:
-    """Weighted sum over clips and classes: half on the clip-wise logits, half on the best frame.
+    """Weighted sum over clips and classes: on the clip-wise logits, and on the best frame's by its share.
 
     A weight of 0 takes a label out. The sum, not the mean: the loop divides by the weights of
     the whole step, so that accumulation equals the large batch.
@@ -36,9 +36,8 @@ def detection_loss(
     frames = output.frame_wise
     outside = ~shrink_mask(mask, frames.shape[1])
     best_frame = frames.masked_fill(outside.unsqueeze(2), -1e4).amax(dim=1)
-    losses = [
-        focal_loss(at_least_fp32(logits), targets,
-                   alpha=config.alpha, gamma=config.gamma)
+    of_clip, of_frame = (
+        focal_loss(at_least_fp32(logits), targets, alpha=config.alpha, gamma=config.gamma)
         for logits in (output.clip_wise, best_frame)
-    ]  # fmt: skip
-    return (weights * (losses[0] + losses[1])).sum() / 2
+    )
+    return (weights * ((1 - config.frame_share) * of_clip + config.frame_share * of_frame)).sum()

@@ -23,6 +23,23 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Scores, truth and what is counted, all (N, K); N recordings or segments."""
+
+    scores: np.ndarray
+    truth: np.ndarray
+    counted: np.ndarray
+
+    def table(self, *, interval: bool) -> dict[str, float | int]:
+        """Return the metrics by name."""
+        return score_table(self.scores, self.truth, self.counted, interval=interval)
+
+    def ranked(self) -> "RankedScores":
+        """Return them sorted, for any number of weightings."""
+        return RankedScores(self.scores, self.truth, self.counted)
+
+
+@dataclass(frozen=True)
 class _RankedClass:
     """One class's rows from the best score to the worst, and where its positives stand among them.
 

@@ -1,9 +1,11 @@
 """The run folder: everything a trained head needs, in open formats, no pickles.
 
-head.safetensors   weights          run.json        features, fingerprint, split, versions
-config.toml        resolved config  taxonomy.csv    column order
-metrics.jsonl      one line an epoch  split.csv     recording, fold, side
-per_class.csv      held-out scores per class
+head.safetensors   weights            run.json         features, fingerprint, split, versions
+config.toml        resolved config    taxonomy.csv     column order
+metrics.jsonl      one line an epoch  split.csv        recording, fold, side
+per_class.csv      held-out scores    out_of_fold.csv  held-out recordings and their logits
+leakage.json       what the two sides of the split have in common
+checkpoint.safetensors  only while it trains: what --resume goes on from
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from shared.config import as_sections, parse_config, write_toml
 from shared.features import FeatureConfig
@@ -30,7 +32,7 @@ class Run:
     """A run folder with its head.
 
     facts: run.json: features (path), fingerprint, fingerprint_of, stage, map_shape, frame_hop,
-        held_out, seed, epochs_done, software.
+        held_out, seed, epochs_done, finished, software.
     """
 
     path: Path
@@ -41,29 +43,55 @@ class Run:
     facts: dict[str, Any]
 
 
-def create_run(run: Run) -> None:
+def create_run(run: Run, *, resume: bool) -> None:
     """Write all that is known before training.
 
     Raises:
-        ValueError: the folder exists and is not empty.
+        ValueError: the folder exists and is not empty, and nothing is to be resumed.
     """
-    if run.path.exists() and any(run.path.iterdir()):
-        raise ValueError(f"{run.path} exists and is not empty; give another --out.")
-    run.path.mkdir(parents=True, exist_ok=True)
+    claim_folder(run.path, resume=resume)
     write_toml(as_sections(run.features) | as_sections(run.train), run.path / "config.toml")
     write_taxonomy(run.taxonomy, run.path / "taxonomy.csv")
 
 
-def save_progress(run: Run, metrics: dict[str, Any]) -> None:
-    """Add an epoch's line, then replace weights and facts: a kill leaves the last whole epoch."""
+def claim_folder(path: Path, *, resume: bool) -> None:
+    """Make a run's folder.
+
+    Raises:
+        ValueError: it exists and is not empty, and nothing is to be resumed.
+    """
+    if path.exists() and any(path.iterdir()) and not resume:
+        raise ValueError(f"{path} exists and is not empty; give another --out, or go on with --resume.")
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def save_progress(run: Run, history: list[dict[str, Any]]) -> None:
+    """Replace weights, metrics and facts: a kill leaves the last whole epoch."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in run.head.state_dict().items()}
     _refuse_not_finite(tensors, "lower fit.learning_rate; the run keeps the epochs before")
-    with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics) + "\n")
-    temporary = run.path / ".head.safetensors.tmp"
-    save_file(tensors, temporary)
-    temporary.replace(run.path / "head.safetensors")
-    _write_json(run.path / "run.json", {"format": RUN_FORMAT, **run.facts})
+    lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
+    temporary = run.path / ".metrics.jsonl.tmp"
+    temporary.write_text(lines, encoding="utf-8")
+    temporary.replace(run.path / "metrics.jsonl")
+    write_tensors(run.path / "head.safetensors", tensors)
+    write_facts(run.path, run.facts)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors under another name, then rename it.
+
+    Not by `save_file`, whose own temporary files have chance names and stay when it is killed.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save(tensors, metadata))
+    temporary.replace(path)
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Write run.json."""
+    write_json(path / "run.json", {"format": RUN_FORMAT, **facts})
 
 
 def _refuse_not_finite(tensors: dict[str, torch.Tensor], remedy: str) -> None:
@@ -72,38 +100,61 @@ def _refuse_not_finite(tensors: dict[str, torch.Tensor], remedy: str) -> None:
         raise ValueError(f"{bad[0]} holds values that are not finite: {remedy}.")
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document under another name, then rename it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
-def load_run(path: Path) -> Run:
-    """Open a run folder.
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return run.json of a run folder.
 
     Raises:
-        ValueError: no run, of another format, or with a damaged file.
+        ValueError: no run, of another format, or damaged.
     """
     if not (path / "run.json").is_file():
         raise ValueError(f"{path} is no run folder (no run.json); make one with `trainer fit`.")
     try:
         facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        sections = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        tensors = load_file(path / "head.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path} has a damaged file: {error}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}/run.json is damaged: {error}.") from error
     facts = facts if isinstance(facts, dict) else {}
-    missing = {"stage", "map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
-    if facts.get("format") != RUN_FORMAT or missing:
+    if facts.get("format") != RUN_FORMAT:
         raise ValueError(
             f"{path}/run.json has run format {facts.get('format')}; this program reads {RUN_FORMAT}. "
             "Train again with `trainer fit`."
+        )
+    return facts
+
+
+def load_run(path: Path) -> Run:
+    """Open a run folder with one head.
+
+    Raises:
+        ValueError: no run, of another format, of several folds, or with a damaged file.
+    """
+    facts = read_facts(path)
+    if "runs" in facts:
+        raise ValueError(
+            f"{path} holds {len(facts['runs'])} runs, one a fold; name one: {path / facts['runs'][0]}."
+        )
+    try:
+        sections = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+        tensors = load_file(path / "head.safetensors")
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path} has a damaged file: {error}.") from error
+    missing = {"stage", "map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
+    if missing:
+        raise ValueError(
+            f"{path}/run.json lacks {', '.join(sorted(missing))}; train again with `trainer fit`."
         )
     own = as_sections(TrainConfig())
     train = parse_config(TrainConfig, {n: v for n, v in sections.items() if n in own})
     features = parse_config(FeatureConfig, {n: v for n, v in sections.items() if n not in own})
     taxonomy = read_taxonomy(path / "taxonomy.csv")
-    head = Head(facts["map_shape"][0], len(taxonomy), train.head)
+    num_channels, num_rows, _ = facts["map_shape"]
+    head = Head(num_channels, num_rows, len(taxonomy), train.head)
     try:
         head.load_state_dict(tensors)
     except RuntimeError as error:

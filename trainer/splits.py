@@ -1,70 +1,139 @@
-"""Which recordings are held out: by recording, never by clip."""
+"""Which recordings are held out: by recording, never by clip, and with all that belong to it."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int64
 
 from trainer.config import SplitConfig
+from trainer.groups import author_keys, identity_keys, linked_groups
 
 ALWAYS_TRAINED = -1
 
 
 @dataclass(frozen=True)
-class Split:
-    """fold: per recording, or ALWAYS_TRAINED; held_out: the fold that is scored, or None."""
+class Folds:
+    """A fold for every recording, or ALWAYS_TRAINED.
 
-    fold: np.ndarray
-    held_out: int | None
-    remarks: tuple[str, ...]
+    given: whether the folds are those of the metadata.
+    pairs: near-duplicates (P, 2), by embedding similarity.
+    remarks: what was odd, for people.
+    """
+
+    fold: Int64[np.ndarray, " r"]
+    given: bool
+    pairs: Int64[np.ndarray, "p 2"]
+    remarks: tuple[str, ...] = ()
 
     @property
-    def validation(self) -> np.ndarray:
-        """Tell per recording whether it is held out."""
-        if self.held_out is None:
-            return np.zeros(len(self.fold), bool)
-        return np.asarray(self.fold == self.held_out)
+    def names(self) -> list[int]:
+        """The folds that hold a recording, sorted."""
+        return sorted(set(self.fold.tolist()) - {ALWAYS_TRAINED})
+
+    def chosen(self, name: str | None) -> int | None:
+        """Return the fold of that name; the first for None, None for "none".
+
+        Raises:
+            ValueError: no such fold.
+        """
+        if name == "none":
+            return None
+        if not self.names:
+            raise ValueError(
+                "nothing can be held out: every species has a single recording, or a single author. "
+                "Train on all of them with --fold none."
+            )
+        if name is None:
+            return self.names[0]
+        if name.isdigit() and int(name) in self.names:
+            return int(name)
+        raise ValueError(f"--fold {name}: there are folds {', '.join(map(str, self.names))} and 'none'.")
+
+    def after(self, fold: int | None) -> int:
+        """Return the next fold, cyclic; the first for None.
+
+        Raises:
+            ValueError: there is no other.
+        """
+        later = [name for name in self.names if fold is not None and name > fold] + self.names
+        if not self.names or later[0] == fold:
+            raise ValueError("early stopping watches a fold of its own: there is none left to watch.")
+        return later[0]
 
 
-def make_split(
+def make_folds(
     recordings: pd.DataFrame,
     primary: list[str],
     usable: np.ndarray,
     config: SplitConfig,
-    fold: str | None,
-) -> Split:
-    """Hold out a fold: of the `fold` column where there is one, else of the computed folds.
+    pairs: Int64[np.ndarray, "p 2"],
+) -> Folds:
+    """Take the folds of the `fold` column, or compute them.
 
     Args:
         primary: first primary species of every recording, "" for none.
         usable: per recording, whether it has a clip to train or score on; others join no fold.
-        fold: its number, "none" to hold nothing out, None for the first.
+        pairs: near-duplicates.
 
     Raises:
-        ValueError: no such fold.
+        ValueError: a fold that is no number.
     """
+    fold = np.full(len(recordings), ALWAYS_TRAINED, np.int64)
     given = _given_folds(recordings)
-    folds = np.full(len(recordings), ALWAYS_TRAINED)
-    if given is None:
-        species = [name for name, has_clip in zip(primary, usable, strict=True) if has_clip]
-        folds[usable] = computed_folds(recordings["sha256"][usable], species, config)
-    else:
-        folds = np.where(usable, given, ALWAYS_TRAINED)
-    names = sorted(set(folds.tolist()) - {ALWAYS_TRAINED})
-    if fold == "none":
-        return Split(folds, None, ())
-    if not names:
-        raise ValueError(
-            "nothing can be held out: every species has a single recording. Train on all of them "
-            "with --fold none."
-        )
-    if fold is None:
-        held_out = names[0]
-    elif fold.isdigit() and int(fold) in names:
-        held_out = int(fold)
-    else:
-        raise ValueError(f"--fold {fold}: there are folds {', '.join(map(str, names))} and 'none'.")
-    return Split(folds, held_out, _remarks(folds == held_out, primary, usable))
+    same = linked_groups(len(recordings), identity_keys(recordings), pairs)
+    if given is not None:
+        fold[usable] = given[usable]
+        return Folds(_copies_joined(fold, same, usable), True, pairs)
+    keys = [*identity_keys(recordings), *([author_keys(recordings)] if config.by_author else [])]
+    groups = linked_groups(len(recordings), keys, pairs)
+    species = np.array(primary, dtype=object)[usable]
+    stuck = _stuck(species, groups[usable], same[usable])
+    dealt = deal_groups(groups[usable][~stuck], species[~stuck], config.folds, config.seed)
+    fold[np.flatnonzero(usable)[~stuck]] = dealt
+    return Folds(fold, False, pairs)
+
+
+def _stuck(species: np.ndarray, groups: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Tell which recordings must always be trained on: all of their species' others are in their group.
+
+    With such a recording stay its copies, whatever their species. The rest of an author's recordings
+    do not.
+    """
+    if not len(species):
+        return np.zeros(0, bool)
+    table = pd.DataFrame({"species": species, "group": groups})
+    alone = table.groupby("species")["group"].transform("nunique").to_numpy() == 1
+    return np.asarray(np.isin(same, same[alone]))
+
+
+def deal_groups(
+    groups: Int64[np.ndarray, " n"], species: np.ndarray, num_folds: int, seed: int
+) -> Int64[np.ndarray, " n"]:
+    """Deal groups out to folds 1.., the largest first, each to where its species are rarest.
+
+    A group goes where the sum over species of squares of (recordings in the fold / of all) grows least;
+    among equals to the smallest fold, among those by chance. With groups of one recording each species
+    is spread evenly, to within one. The idea is that of scikit-learn's StratifiedGroupKFold.
+    """
+    fold = np.zeros(len(groups), np.int64)
+    if not len(groups):
+        return fold
+    rng = np.random.default_rng(seed)
+    kind = pd.factorize(species)[0]
+    total = np.bincount(kind)
+    taken = np.zeros((num_folds, len(total)))
+    members = list(pd.Series(np.arange(len(groups))).groupby(groups).indices.values())
+    chance = rng.permutation(len(members))
+    sizes = np.array([len(rows) for rows in members])
+    for place in np.lexsort((chance, -sizes)):
+        rows = members[place]
+        kinds, counts = np.unique(kind[rows], return_counts=True)
+        cost = ((2 * taken[:, kinds] + counts) * (counts / total[kinds] ** 2)).sum(axis=1)
+        best = np.lexsort((rng.random(num_folds), taken.sum(axis=1), cost))[0]
+        taken[best, kinds] += counts
+        fold[rows] = best + 1
+    return fold
 
 
 def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
@@ -72,7 +141,6 @@ def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
         return None
     folds = pd.to_numeric(recordings["fold"], errors="coerce")
     whole = folds.notna() & (folds % 1 == 0) & (folds >= 0)
-    # External recordings have no fold in the metadata: they are trained on in every fold.
     odd = ~whole & (recordings["fold"].astype(str).str.strip() != "")
     if odd.any():
         row = recordings[odd].iloc[0]
@@ -80,28 +148,18 @@ def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
     return np.where(whole, folds.fillna(ALWAYS_TRAINED), ALWAYS_TRAINED).astype(np.int64)
 
 
-def computed_folds(sha256: pd.Series, primary: list[str], config: SplitConfig) -> np.ndarray:
-    """Deal recordings out to folds 1.., species by species, in an order given by the seed.
+def _copies_joined(fold: np.ndarray, same: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Give recordings without a fold (external ones) that of the recording they are a copy of.
 
-    Files with the same bytes go together; a species' only recording is always trained on.
+    Others without a fold are trained on in every fold. A copy of recordings in several folds
+    goes with the lowest; the leakage report has it.
     """
-    groups = pd.DataFrame({"key": sha256.to_numpy(), "species": primary})
-    groups.loc[groups["key"] == "", "key"] = [f"row {row}" for row in np.flatnonzero(groups["key"] == "")]
-    first = groups.drop_duplicates("key")
-    rng = np.random.default_rng(config.seed)
-    fold_of_key: dict[str, int] = {}
-    offset = 0
-    for _, keys in sorted(first.groupby("species")["key"]):
-        if len(keys) == 1:
-            fold_of_key[keys.iloc[0]] = ALWAYS_TRAINED
-            continue
-        for place, key in enumerate(rng.permutation(keys.to_numpy(dtype=object))):
-            fold_of_key[key] = 1 + (offset + place) % config.folds
-        offset += len(keys)
-    return groups["key"].map(fold_of_key).to_numpy(np.int64)
+    table = pd.DataFrame({"same": same, "fold": np.where(fold == ALWAYS_TRAINED, np.nan, fold)})
+    lowest = table.groupby("same")["fold"].transform("min").fillna(ALWAYS_TRAINED).to_numpy(np.int64)
+    return np.where((fold == ALWAYS_TRAINED) & usable, lowest, fold)
 
 
-def _remarks(held_out: np.ndarray, primary: list[str], usable: np.ndarray) -> tuple[str, ...]:
+def one_sided(held_out: np.ndarray, primary: list[str], usable: np.ndarray) -> tuple[str, ...]:
     """Name the species that are on one side only."""
     names = np.array(primary, dtype=object)
     trained = set(names[usable & ~held_out]) - {""}

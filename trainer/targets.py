@@ -66,9 +66,9 @@ class _Patterns:
                 outranked = self.values[place] > 0  # by a primary label of the whole recording
                 place = (place[0][~outranked], place[1][~outranked])
                 value, weight = value[~outranked], weight[~outranked]
-                counts = config.secondary == "soft"
-                value = value * (config.secondary_value if counts else 0.0)
-                weight = weight * counts
+                worth = {"mask": 0.0, "soft": config.secondary_value, "positive": 1.0}[config.secondary]
+                value = value * worth
+                weight = weight * (config.secondary != "mask")
             self.values[place], self.weights[place] = value, weight
 
 

@@ -4,6 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ def trained(head: Head, steps: Iterator[list[Batch]], num_steps: int) -> None:
     """Run optimiser steps on a fresh head."""
     config = TrainConfig()
     optimiser = make_optimiser(head, config.fit)
-    schedule = warmup_cosine(optimiser, num_steps, 0.1)
-    training = Training(head, optimiser, schedule, Precision(CPU), LossConfig(), clip_norm=1.0)
+    rate = partial(warmup_cosine, num_steps=num_steps, warmup=0.1)
+    training = Training(head, optimiser, rate, Precision(CPU), LossConfig(), clip_norm=1.0)
     training.run(steps, lambda batch: batch, lambda _: None)
 
 

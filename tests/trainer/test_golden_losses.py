@@ -34,12 +34,10 @@ def steps(epoch: int) -> list[list[Batch]]:
 def test_the_losses_are_those_committed(name: str) -> None:
     torch.manual_seed(0)
     config = FitConfig(learning_rate=0.01)
-    head = Head(12, 5, HeadConfig(name=name, filters=8, gru_units=16, dropout=0.0))
+    head = Head(12, 3, 5, HeadConfig(name=name, filters=8, gru_units=16, dropout=0.0))
     optimiser = make_optimiser(head, config)
-    schedule = warmup_cosine(optimiser, 24, config.warmup)
-    training = Training(
-        head, optimiser, schedule, Precision(torch.device("cpu")), LossConfig(), clip_norm=1.0
-    )
+    rate = partial(warmup_cosine, num_steps=24, warmup=config.warmup)
+    training = Training(head, optimiser, rate, Precision(torch.device("cpu")), LossConfig(), clip_norm=1.0)
     found = []
     for epoch in range(3):
         mix = partial(mixup, config=MixupConfig(), rng=np.random.default_rng([epoch, 1]))

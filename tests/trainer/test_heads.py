@@ -3,15 +3,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import HEADS, HeadConfig
+from trainer.config import FREQUENCIES, HEADS, HeadConfig
 from trainer.heads import AttentionBlock, ChronoNet, Head, Inception, attention_pool, shrink_mask
 
 CONFIG = HeadConfig(filters=4, gru_units=6)
 
 
-def make_head(name: str, strides: int = 1) -> Head:
+def make_head(name: str, strides: int = 1, frequency: str = "rows") -> Head:
     torch.manual_seed(0)
-    return Head(5, 3, HeadConfig(name=name, filters=4, gru_units=6, strides=strides)).eval()
+    config = HeadConfig(name=name, filters=4, gru_units=6, strides=strides, frequency=frequency)
+    return Head(5, 2, 3, config).eval()
 
 
 def maps(batch: int = 2, frames: int = 10) -> torch.Tensor:
@@ -27,6 +28,23 @@ def test_every_head_returns_a_row_per_frame_and_one_per_clip(name: str) -> None:
     output = make_head(name)(maps(), full())
     assert output.frame_wise.shape == (2, 10, 3)
     assert output.clip_wise.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_only_rows_tell_a_low_note_from_a_high_one(name: str) -> None:
+    """The mean over frequency is the same for a map and for it upside down."""
+    one = maps()
+    for frequency, same in (("mean", True), ("rows", False)):
+        head = make_head(name, frequency=frequency)
+        outputs = head(one, full()).clip_wise, head(one.flip(2), full()).clip_wise
+        assert torch.allclose(*outputs, atol=1e-6) == same
+
+
+def test_dropout_takes_an_input_from_all_frames_at_once() -> None:
+    head = Head(5, 2, 3, HeadConfig(name="attention", dropout=0.5, frequency="rows")).train()
+    kept = head.body(torch.ones(8, 10, 7)) > 0
+    assert (kept == kept[:, :, :1]).all()
+    assert 0.2 < kept.float().mean() < 0.8
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -131,8 +149,9 @@ def test_training_starts_at_one_over_the_number_of_classes() -> None:
     assert torch.allclose(start, torch.tensor(1 / 50))
 
 
-def test_standardised_training_maps_have_mean_0_and_deviation_1() -> None:
-    head = make_head("linear")
+@pytest.mark.parametrize("frequency", FREQUENCIES)
+def test_standardised_training_maps_have_mean_0_and_deviation_1(frequency: str) -> None:
+    head = make_head("linear", frequency=frequency)
     sample = 3 * maps(64) + 7
     head.standardise.set_from(sample)
     x = head.standardise(sample)

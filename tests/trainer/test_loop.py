@@ -10,7 +10,14 @@ from shared.features import FeatureConfig
 from shared.taxonomy import Taxonomy
 from trainer.config import FitConfig, HeadConfig, LossConfig, MixupConfig, TrainConfig
 from trainer.heads import Head
-from trainer.loop import Precision, Training, make_optimiser, recording_scores, warmup_cosine
+from trainer.loop import (
+    AveragedWeights,
+    Precision,
+    Training,
+    make_optimiser,
+    recording_scores,
+    warmup_cosine,
+)
 from trainer.mixup import Batch, mixup
 from trainer.run import Run, save_progress
 
@@ -19,7 +26,7 @@ CPU = Precision(torch.device("cpu"))
 
 def make_head(dtype: torch.dtype = torch.float32) -> Head:
     torch.manual_seed(0)
-    head = Head(6, 4, HeadConfig(filters=4, gru_units=8, dropout=0.0)).to(dtype)
+    head = Head(6, 2, 4, HeadConfig(filters=4, gru_units=8, dropout=0.0)).to(dtype)
     return head
 
 
@@ -42,8 +49,8 @@ def train(
     head: Head, steps: list[list[Batch]], mix: Callable[[Batch], Batch] = unmixed, lr: float = 0.01
 ) -> float:
     optimiser = make_optimiser(head, FitConfig(learning_rate=lr))
-    schedule = warmup_cosine(optimiser, len(steps), 0.1)
-    training = Training(head, optimiser, schedule, CPU, LossConfig(), 1e9)
+    rate = partial(warmup_cosine, num_steps=len(steps), warmup=0.1)
+    training = Training(head, optimiser, rate, CPU, LossConfig(), 1e9)
     return training.run(steps, mix, lambda _: None)
 
 
@@ -87,8 +94,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_says_where() -> Non
     head = make_head()
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     bad = batch(4)
-    bad.maps[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="became nan at step 1"):
+    bad.maps[2, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="became nan at step 1 .*: the maps of clip 2 of the batch"):
         train(head, [[bad]])
     assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
 
@@ -100,13 +107,7 @@ def test_vectors_are_not_decayed() -> None:
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:
-    optimiser = make_optimiser(make_head(), FitConfig(learning_rate=1.0))
-    schedule = warmup_cosine(optimiser, 100, 0.1)
-    rates = []
-    for _ in range(100):
-        rates.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        schedule.step()
+    rates = [warmup_cosine(step, num_steps=100, warmup=0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert np.argmax(rates) in (9, 10)
@@ -126,5 +127,45 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         next(iter(head.parameters())).fill_(torch.nan)
     run = Run(tmp_path, TrainConfig(), FeatureConfig(), Taxonomy(("a",)), head, {})
     with pytest.raises(ValueError, match=r"not finite: lower fit\.learning_rate"):
-        save_progress(run, {"epoch": 2})
+        save_progress(run, [{"epoch": 2}])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_the_layer() -> None:
+    head = make_head()
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    head.block.classify.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(ValueError, match=r"gradient of block\.classify\.weight is not finite at step 1"):
+        train(head, [[batch(4)]])
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+
+
+def test_averaged_weights_are_the_recursion_and_are_those_that_are_scored() -> None:
+    head = make_head()
+    averaged = AveragedWeights(head, 0.5)
+    optimiser = make_optimiser(head, FitConfig(learning_rate=0.01))
+    training = Training(head, optimiser, lambda _: 1.0, CPU, LossConfig(), 1e9, averaged)
+    name = "block.classify.weight"
+    expected = head.state_dict()[name].clone()
+    for step in range(4):
+        training.run([[batch(8, step)]], unmixed, lambda _: None)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * head.state_dict()[name]
+    assert training.scored_head is averaged.head
+    assert torch.allclose(training.scored_head.state_dict()[name], expected, atol=1e-6)
+    assert not torch.equal(training.scored_head.state_dict()[name], head.state_dict()[name])
+
+
+def test_a_step_is_clipped_to_the_norm() -> None:
+    heads = make_head(), make_head()
+    grown = []
+    for head, norm in zip(heads, (1e9, 1e-3), strict=True):
+        optimiser = torch.optim.SGD(head.parameters(), lr=1.0)
+        before = torch.cat([p.detach().flatten() for p in head.parameters()])
+        Training(head, optimiser, lambda _: 1.0, CPU, LossConfig(), norm).run(
+            [[batch(8)]], unmixed, lambda _: None
+        )
+        after = torch.cat([p.detach().flatten() for p in head.parameters()])
+        grown.append((after - before).norm().item())
+    assert grown[0] > 1.1e-3
+    assert grown[1] == pytest.approx(1e-3, rel=0.01)

@@ -55,6 +55,19 @@ def output(batch: int = 2) -> HeadOutput:
     )
 
 
+def test_the_share_of_the_best_frame_is_taken_from_the_clips() -> None:
+    found = {}
+    for share in (0.0, 0.25, 1.0):
+        config = LossConfig(frame_share=share)
+        y = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+        found[share] = detection_loss(
+            output(), y, torch.ones(2, 3), torch.ones(2, 10, dtype=torch.bool), config
+        )
+    assert torch.allclose(found[0.25], 0.75 * found[0.0] + 0.25 * found[1.0])
+    best = output().frame_wise.amax(dim=1)
+    assert torch.allclose(found[1.0], focal_loss(best, y, alpha=0.25, gamma=2.0).sum())
+
+
 def test_a_masked_label_gets_no_gradient() -> None:
     out, weights = output(), torch.ones(2, 3)
     weights[0, 1] = 0

@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
-from trainer.config import MixupConfig
-from trainer.mixup import Batch, mixup
+from trainer.config import MIXTURES, MixupConfig
+from trainer.mixup import Batch, mixup, union
 
 
 def batch(num: int = 16) -> Batch:
@@ -58,3 +59,59 @@ def test_what_is_unknown_in_one_part_is_unknown_in_the_mix() -> None:
     assert not mixed.weights[plain.weights == 0].any()
     assert (mixed.weights <= plain.weights).all()
     assert mixed.weights.sum() < plain.weights.sum()
+
+
+def test_weights_are_mixed_by_the_share_of_the_maps() -> None:
+    num = 32
+    eye = torch.eye(num)
+    plain = Batch(
+        eye.view(num, num, 1, 1).expand(-1, -1, 2, 10),
+        eye,
+        (1 + torch.arange(num)).float().unsqueeze(1).expand(-1, num),
+        torch.ones(num, 10, dtype=torch.bool),
+    )
+    mixed = mixup(plain, MixupConfig(probability=1.0, alpha=1.0), np.random.default_rng(0))
+    assert torch.allclose(mixed.weights, mixed.maps[:, :, 0, 0] @ plain.weights)
+
+
+def test_an_additive_mix_has_the_labels_of_both_parts() -> None:
+    num = 32
+    eye = torch.eye(num)
+    plain = Batch(
+        eye.view(num, num, 1, 1).expand(-1, -1, 2, 10),
+        eye,
+        torch.ones(num, num),
+        torch.ones(num, 10, dtype=torch.bool),
+    )
+    config = MixupConfig(kind="additive", probability=1.0, alpha=1.0)
+    mixed = mixup(plain, config, np.random.default_rng(0))
+    assert torch.equal(mixed.targets, (mixed.maps[:, :, 0, 0] > 0).float())
+    assert mixed.targets.sum() > 1.5 * num
+
+
+def test_a_union_knows_what_either_part_has_and_what_neither_can_have() -> None:
+    """Targets and weights of one part, of the other, and of both at once."""
+    cases = [
+        ((1, 1), (0, 1), (1, 1)),  # there; not there
+        ((1, 1), (0, 0), (1, 1)),  # there; unknown
+        ((0, 1), (0, 0), (0, 0)),  # not there; unknown
+        ((0, 1), (0, 1), (0, 1)),
+        ((0, 0), (0, 0), (0, 0)),
+        ((1, 0), (0, 1), (0, 0)),  # a target that does not count is unknown
+        ((1, 0.5), (1, 1), (1, 1)),
+        ((0.3, 1), (1, 0.5), (1, 0.5)),  # the stronger label speaks
+    ]
+    one, other, both = (torch.tensor(column).T.unsqueeze(2) for column in zip(*cases, strict=True))
+    for a, b in ((one, other), (other, one)):
+        targets, weights = union(a[0].float(), a[1].float(), b[0].float(), b[1].float())
+        assert torch.equal(weights, both[1].float())
+        assert torch.equal(targets * (weights > 0), both[0].float())
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_clip_that_is_not_mixed_stays_as_it_is(kind: str) -> None:
+    mixed = mixup(batch(64), MixupConfig(kind=kind, probability=0.5), np.random.default_rng(1))
+    same = (mixed.maps == batch(64).maps).flatten(1).all(dim=1)
+    assert 10 < same.sum() < 54
+    assert torch.equal(mixed.targets[same], batch(64).targets[same])
+    assert torch.equal(mixed.weights[same], batch(64).weights[same])

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 from click.testing import Result
 from tones import tone
 
@@ -41,8 +42,8 @@ def read_submission(path: Path) -> tuple[list[str], dict[str, list[float]]]:
 def test_a_run_folder_holds_everything_in_open_formats(fit_tiny: Callable[..., Path]) -> None:
     run = fit_tiny()
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.toml", "head.safetensors", "metrics.jsonl", "per_class.csv", "run.json",
-        "split.csv", "taxonomy.csv",
+        "config.toml", "head.safetensors", "leakage.json", "metrics.jsonl", "out_of_fold.csv",
+        "per_class.csv", "run.json", "split.csv", "taxonomy.csv",
     ]  # fmt: skip
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in metrics] == [1, 2, 3]
@@ -82,13 +83,13 @@ def test_no_recording_is_on_both_sides_and_none_held_out_is_trained_on(
     from shared.config import parse_config, read_sections
     from shared.taxonomy import Taxonomy
     from trainer.config import TrainConfig
-    from trainer.fit import prepare
+    from trainer.jobs import Fitter, Job
 
     run = load_run(fit_tiny())
-    store = FeatureStore(Path(run.facts["features"]))
-    config = parse_config(TrainConfig, read_sections(None, ["split.folds=3"]))
-    prepared = prepare(store, Taxonomy(("high", "low", "middle")), config, None)
-    drawn = prepared.sampler.draw(5000, np.random.default_rng(0))
+    config = parse_config(TrainConfig, read_sections(None, ["split.folds=3", "split.duplicates=0"]))
+    fitter = Fitter(Path(run.facts["features"]), Taxonomy(("high", "low", "middle")), torch.device("cpu"))
+    prepared = fitter.prepare(Job(run.path, config, (1,)))
+    drawn = prepared.sampler.draw_epoch(50, 100, np.random.default_rng(0)).ravel()
     recording = prepared.data.recording_of_row
     assert not set(recording[drawn]) & set(recording[prepared.validation_rows])
     assert set(recording[drawn]) == set(recording[prepared.training_rows])
@@ -240,8 +241,6 @@ def test_an_unreadable_soundscape_is_named_and_the_others_are_predicted(
 def test_a_segments_prediction_is_what_the_store_gives_for_the_same_clip(
     fit_tiny: Callable[..., Path], tiny_data: Path, run_program: Run, tmp_path: Path
 ) -> None:
-    import torch
-
     from trainer.data import ClipData, all_batches
     from trainer.loop import Precision, score_clips
 

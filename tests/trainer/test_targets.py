@@ -37,6 +37,17 @@ def test_secondary_labels_are_masked_or_soft() -> None:
     values, weights = targets(labels, LabelConfig(secondary="soft", secondary_value=0.25)).of(np.array([0]))
     assert values.tolist() == [[1, 0.25, 0]]
     assert (weights == 1).all()
+    values, weights = targets(labels, LabelConfig(secondary="positive")).of(np.array([0]))
+    assert values.tolist() == [[1, 1, 0]]
+    assert (weights == 1).all()
+
+
+def test_a_recording_without_a_call_is_a_negative_for_every_species() -> None:
+    made = targets([(0, "", "primary", WHOLE, WHOLE), (1, "b", "primary", WHOLE, WHOLE)])
+    values, weights = made.of(np.arange(3))
+    assert not values.any()
+    assert (weights == 1).all()
+    assert made.is_known().all()
 
 
 def test_a_species_outside_the_taxonomy_leaves_a_negative_for_the_others() -> None:
