@@ -124,10 +124,12 @@ def attention_pool(
 
 
 def start_at_prior(classify: nn.Linear) -> None:
-    """Set the bias so that training starts at a probability of 1 / K for every class.
+    """Start training at a probability of 1 / K for every class, whatever the input.
 
-    Without it the many negatives drown the first steps. Source: Lin et al. 2017, section 4.1.
+    With another bias the many negatives drown the first steps (Lin et al. 2017, section 4.1). With chance
+    weights, what few recordings say nothing about stays in them as noise (docs/experiments.md).
     """
+    nn.init.zeros_(classify.weight)
     nn.init.constant_(classify.bias, -math.log(max(classify.out_features - 1, 1)))
 
 

@@ -1,8 +1,10 @@
 """What every section of the benchmark measures and shows with."""
 
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from shared.command_line import text_table
 
@@ -32,3 +34,20 @@ def median_seconds(
 def show(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print one section's table."""
     print(f"\n{title}\n{text_table(header, rows)}", flush=True)
+
+
+def peak_anonymous_mb(command: Sequence[str]) -> float:
+    """Watch RssAnon of a program while it runs: page cache and mapped files do not count."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peak = 0
+    while child.poll() is None:
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+        except OSError:
+            break
+        for line in status.splitlines():
+            if line.startswith("RssAnon:"):
+                peak = max(peak, int(line.split()[1]))
+        time.sleep(0.05)
+    assert child.wait() == 0, child.stderr.read() if child.stderr else ""
+    return peak / 1000

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from builds import builds
-from measuring import Numbers, median_seconds, show
+from measuring import Numbers, median_seconds, peak_anonymous_mb, show
 from precision import precision
 from reads import reads
 
@@ -109,39 +109,50 @@ def build_store(folder: Path, *more: object) -> Path:
     return out
 
 
-def epoch() -> Numbers:
-    """One epoch of head training: from the store, and with everything computed on the fly.
+def fit() -> Numbers:
+    """Training a head: data in a step, an epoch against everything on the fly, memory.
 
     On the fly, a prefetching DataLoader decodes; nnAudio's log-mel and the frozen backbone as timm
     makes it run in front of the head for every clip: what training without a store does. The other
     row gives that side our own fast front end. Clips of each are drawn alike.
     """
-    from epochs import on_the_fly_seconds_per_clip, stored_seconds_per_clip
+    import fits
 
     from shared.store import FeatureStore
 
+    numbers: Numbers = {}
     with tempfile.TemporaryDirectory() as name:
         write_recordings(Path(name), 64, 20.0)
-        store = FeatureStore(build_store(Path(name)))
-        stored = stored_seconds_per_clip(store)
-        plain = on_the_fly_seconds_per_clip(store, Path(name) / "audio", fast=False)
-        fast = on_the_fly_seconds_per_clip(store, Path(name) / "audio", fast=True)
-    found = {
-        "cached (this project)": stored,
-        "on the fly, nnAudio + timm": plain,
-        "on the fly, our front end": fast,
-    }
+        path = build_store(Path(name))
+        rows = []
+        for head, frequency in (("chrononet", "mean"), ("linear", "rows"), ("linear", "mean")):
+            real, constant = fits.data_efficiency(path, head, frequency)
+            rows.append([f"{head}, {frequency}", f"{real:.1f}", f"{constant:.1f}", f"{real / constant:.3f}"])
+            numbers[f"fit.data_efficiency_{head}_{frequency}"] = real / constant
+        numbers["fit.data_efficiency"] = numbers["fit.data_efficiency_chrononet_mean"]
+        show("Training steps of 64 clips", ["head", "steps/s", "with one constant batch", "ratio"], rows)
+        stored = fits.stored_seconds_per_clip(path)
+        fly = partial(fits.on_the_fly_seconds_per_clip, FeatureStore(path), Path(name) / "audio")
+        found = {
+            "cached (this project)": stored,
+            "on the fly, nnAudio + timm": fly(fast=False),
+            "on the fly, our front end": fly(fast=True),
+        }
+        small, large, size = fits.anonymous_memory(path, Path(name))
     rows = [
         [name, f"{wall * 1e3:.2f}", f"{cpu * 1e3:.2f}", f"{wall / stored[0]:.0f}", f"{cpu / stored[1]:.0f}"]
         for name, (wall, cpu) in found.items()
     ]
     header = ["an epoch of the ChronoNet head", "ms per clip", "CPU ms per clip", "x wall", "x CPU"]
     show(f"Training a head, {BACKBONE} features", header, rows)
-    return {
+    print(f"peak anonymous memory of training: {small:.0f} MB; of a store of {size:.0f} GB {large:.0f} MB")
+    (_, plain, fast) = found.values()
+    return numbers | {
         "fit.on_the_fly_over_cached": plain[0] / stored[0],
         "fit.on_the_fly_over_cached_cpu": plain[1] / stored[1],
         "fit.fast_on_the_fly_over_cached": fast[0] / stored[0],
         "fit.fast_on_the_fly_over_cached_cpu": fast[1] / stored[1],
+        "fit.anonymous_large_over_small": large / small,
     }
 
 
@@ -152,7 +163,10 @@ def memory() -> Numbers:
     for title, num, seconds in kinds:
         with tempfile.TemporaryDirectory() as name:
             write_recordings(Path(name), num, seconds)
-            peaks[title] = peak_anonymous_mb(Path(name))
+            arguments = ["build", "--config", "configs/demo.toml", "--metadata", f"{name}/meta.csv",
+                         "--audio", f"{name}/audio", "--out", f"{name}/s.zarr"]  # fmt: skip
+            code = "from featurestore.cli import main; main()"
+            peaks[title] = peak_anonymous_mb([sys.executable, "-c", code, *arguments])
     show(
         "Peak anonymous memory of a build", ["recordings", "MB"], [[k, f"{v:.0f}"] for k, v in peaks.items()]
     )
@@ -165,34 +179,13 @@ def memory() -> Numbers:
     }
 
 
-def peak_anonymous_mb(folder: Path) -> float:
-    """Watch RssAnon of a build while it runs: page cache and mapped files do not count."""
-    arguments = ["build", "--config", "configs/demo.toml", "--metadata", folder / "meta.csv",
-                 "--audio", folder / "audio", "--out", folder / "s.zarr"]  # fmt: skip
-    code = "from featurestore.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0
-    while child.poll() is None:
-        try:
-            status = Path(f"/proc/{child.pid}/status").read_text()
-        except OSError:
-            break
-        for line in status.splitlines():
-            if line.startswith("RssAnon:"):
-                peak = max(peak, int(line.split()[1]))
-        time.sleep(0.05)
-    assert child.wait() == 0
-    return peak / 1000
-
-
 SECTIONS = {
     "mel": mel,
     "forward": forward,
     "reads": reads,
     "build": builds,
     "precision": precision,
-    "epoch": epoch,
+    "fit": fit,
     "memory": memory,
 }
 
