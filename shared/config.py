@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,6 +90,8 @@ def _check_keys(section: str, kind: type, values: dict[str, Any]) -> list[str]:
             errors.append(f"unknown key {section}.{key}{_nearest(key, hints)}")
         elif hints[key] is float and type(value) is int:
             values[key] = float(value)
+        elif hints[key] is float and type(value) is float and not math.isfinite(value):
+            errors.append(f"{section}.{key} must be a finite number, got {value}")
         elif hints[key] == tuple[str, ...] and type(value) in (str, list, tuple):
             values[key] = (value,) if type(value) is str else tuple(map(str, value))
         elif type(value) is not hints[key]:

@@ -64,9 +64,7 @@ def main() -> None:
 @click.option(
     "--choose-by",
     type=click.Choice(["macro_roc_auc", "cmap", "top1"]),
-    default="macro_roc_auc",
-    show_default=True,
-    help="The figure that orders a grid.",
+    help="The figure that orders a grid; default: macro_roc_auc.",
 )
 @click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
 @click.option(
@@ -77,7 +75,7 @@ def main() -> None:
 @one_line_errors
 def fit(
     features: Path, out: Path | None, config_path: Path | None, taxonomy: Path | None,
-    fold: str | None, folds: int | None, grid: Path | None, nested: bool, choose_by: str, resume: bool,
+    fold: str | None, folds: int | None, grid: Path | None, nested: bool, choose_by: str | None, resume: bool,
     workers: int | None, device: str, overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train a head on stored embedding maps.
@@ -102,6 +100,10 @@ def fit(
         raise ValueError("--fold holds out one fold, --folds all of them in turn: give one of the two.")
     if nested and not (grid and folds):
         raise ValueError("--nested chooses among the settings of --grid by --folds: give both.")
+    if choose_by and not grid:
+        raise ValueError("--choose-by orders the settings of --grid: give both.")
+    if workers and not (grid or folds):
+        raise ValueError("--workers is for the many fits of --folds and --grid.")
     if resume and not out:
         raise ValueError("--resume goes on in a run folder: name it with --out.")
     store = FeatureStore(features)
@@ -111,7 +113,7 @@ def fit(
     fitter = Fitter(features, chosen, choose_device(device))
     way = commands.Way(out, resume, workers or num_processors(), click.echo)
     if grid:
-        wanted = commands.Grid(grid, fold, folds, choose_by, nested)
+        wanted = commands.Grid(grid, fold, folds, choose_by or "macro_roc_auc", nested)
         commands.fit_grid(fitter, config, wanted, way)
     elif folds:
         commands.fit_folds(fitter, config, way, folds)
@@ -190,11 +192,11 @@ def evaluate(
     torch_device = choose_device(device)
     tables: dict[str, dict[str, Any]] = {}
     for path in runs:
-        if "runs" in read_facts(path):
+        if read_facts(path).get("kind") == "folds":
             if audio or features:
                 raise ValueError(
-                    f"{path} holds a head per fold: with --audio or --features name one of them, "
-                    f"{path}/{read_facts(path)['runs'][0]}."
+                    f"{path} holds predictions of several heads: with --audio or --features name one head's "
+                    "run, as fold1 below a run of --folds."
                 )
             tables[str(path)] = _folded_scores(path)
             continue

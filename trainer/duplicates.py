@@ -40,7 +40,7 @@ def recording_embeddings(
         means = read.astype(np.float32).mean(axis=3).reshape(len(read), num_values)
         np.add.at(sums, place[piece], means)
         step_done(len(read))
-    embeddings = sums / np.bincount(place, minlength=len(recordings))[:, None]
+    embeddings = sums / np.bincount(place, minlength=len(recordings)).astype(np.float32)[:, None]
     embeddings -= embeddings.mean(axis=0)
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return recordings, (embeddings / np.maximum(lengths, 1e-12)).astype(np.float32)

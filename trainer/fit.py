@@ -1,7 +1,6 @@
 """Train a head on a store's maps, from the config to the run folder."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,19 @@ from trainer.duplicates import recording_embeddings, similar_pairs
 from trainer.evaluate import score_recordings, write_class_table
 from trainer.heads import Head
 from trainer.leakage import leakage_report
-from trainer.loop import AveragedWeights, Precision, Training, make_optimiser, warmup_cosine
+from trainer.loop import AveragedWeights, NotFiniteError, Precision, Training, make_optimiser, warmup_cosine
 from trainer.mixup import mixup
 from trainer.out_of_fold import FILE as OUT_OF_FOLD
 from trainer.out_of_fold import tabulate, write_out_of_fold
-from trainer.run import Run, create_run, load_run, save_progress, software_versions
+from trainer.run import (
+    Run,
+    claim_folder,
+    create_run,
+    load_run,
+    save_progress,
+    software_versions,
+    write_json,
+)
 from trainer.sampling import ClipSampler, rarest_class, recording_weights
 from trainer.splits import Folds, make_folds, one_sided
 
@@ -79,7 +86,7 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
     is_validation = np.isin(folds.fold, held_out)
     is_watched = np.zeros(len(truth), bool)
     if config.fit.patience:
-        is_watched = folds.fold == folds.after(held_out[-1] if held_out else None)
+        is_watched = folds.fold == folds.watched(held_out)
     of_row = data.recording_of_row[usable]
     known = data.targets.is_known()[usable]
     training = usable[~is_validation[of_row] & ~is_watched[of_row] & known]
@@ -133,15 +140,17 @@ def fit(
     that was best on the watched fold: the held-out folds are scored and never chosen by. Killed and
     resumed, a training on the CPU ends in the same bits.
     """
-    training = _training(prepared, config, device)
     bound_to = _bound_to(prepared, config)
-    run = _run(prepared, config, training, out)
-    progress = load_checkpoint(out, training, bound_to) if resume else Progress()
-    if resume and not progress.epochs_done and _is_finished(out, bound_to):
+    num_steps = steps_per_epoch(prepared, config) * config.fit.epochs
+    if claim_folder(out, "head", bound_to, resume=resume).get("finished"):
         say(f"{out} is finished already")
-        step_done(steps_per_epoch(prepared, config) * config.fit.epochs)
+        step_done(num_steps)
         return load_run(out)
-    create_run(run, resume=resume)
+    training = _training(prepared, config, device)
+    run = _run(prepared, config, training, out, bound_to)
+    progress = load_checkpoint(out, training, bound_to) if resume else Progress()
+    run.facts["epochs_done"] = progress.epochs_done
+    create_run(run)
     write_split(prepared, out)
     step_done(training.steps_done)
     for epoch in range(progress.epochs_done + 1, config.fit.epochs + 1):
@@ -155,7 +164,7 @@ def fit(
         save_checkpoint(out, training, progress, bound_to)
         if epoch % max(1, config.fit.epochs // 10) == 0 or epoch == config.fit.epochs:
             say(_epoch_line(metrics))  # metrics.jsonl has them all; the screen a tenth
-    _finish(run, prepared, progress, training, bound_to)
+    _finish(run, prepared, progress, training)
     return run
 
 
@@ -193,12 +202,30 @@ def _train_epoch(
     seed, batch, accumulate = config.fit.seed, config.fit.batch_clips, config.fit.accumulate
     num_steps = steps_per_epoch(prepared, config)
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, 2]).generate_state(1)[0]))
-    rows = prepared.sampler.draw_epoch(num_steps * accumulate, batch, np.random.default_rng([seed, epoch]))
-    steps = training_steps(prepared.data, rows.reshape(num_steps, accumulate, batch), prepared.loss_weights)
+    drawn = prepared.sampler.draw_epoch(num_steps, accumulate * batch, np.random.default_rng([seed, epoch]))
+    # A step is what is drawn as a whole; its batches get every accumulate-th clip, so all classes too.
+    rows = drawn.reshape(num_steps, batch, accumulate).transpose(0, 2, 1)
+    steps = training_steps(prepared.data, rows, prepared.loss_weights)
     mix = functools.partial(mixup, config=config.mixup, rng=np.random.default_rng([seed, epoch, 1]))
-    loss = training.run(steps, mix, step_done)
+    try:
+        loss = training.run(steps, mix, step_done)
+    except NotFiniteError as error:
+        where = _damaged_clip(prepared.data, rows[error.step - 1])
+        raise ValueError(f"epoch {epoch}, {error} {where}") from error
     seconds = time.perf_counter() - start
     return {"epoch": epoch, "loss": loss, "clips_per_s": round(rows.size / seconds, 1)}
+
+
+def _damaged_clip(data: ClipData, rows: np.ndarray) -> str:
+    """Name the first of these clips whose stored map is not finite."""
+    maps = data.store.maps.read(rows.ravel())
+    bad = np.flatnonzero(~np.isfinite(maps).reshape(len(maps), -1).all(axis=1))
+    if not len(bad):
+        return "All stored maps of that step are finite."
+    clip = data.store.clips.iloc[rows.ravel()[bad[0]]]
+    seconds = clip["start"] / data.grid.sample_rate_hz
+    name = data.store.recordings["filename"].iloc[int(clip["recording"])]
+    return f"The stored map of {name} at {seconds:g} s is not."
 
 
 def _look(training: Training, prepared: Prepared, progress: Progress, epoch: int) -> dict[str, Any]:
@@ -223,7 +250,7 @@ def _is_over(progress: Progress, config: TrainConfig) -> bool:
     return bool(config.fit.patience) and waited >= config.fit.patience
 
 
-def _finish(run: Run, prepared: Prepared, progress: Progress, training: Training, bound_to: str) -> None:
+def _finish(run: Run, prepared: Prepared, progress: Progress, training: Training) -> None:
     """Keep the weights that count, score the held-out recordings with them, and say that it is done."""
     if progress.best_weights:
         training.scored_head.load_state_dict(progress.best_weights)
@@ -235,22 +262,9 @@ def _finish(run: Run, prepared: Prepared, progress: Progress, training: Training
         write_class_table(scores, run.taxonomy, run.path / "per_class.csv")
         table = tabulate(prepared.data.store, recordings, prepared.folds.fold, scores, run.taxonomy)
         write_out_of_fold(table, run.path / OUT_OF_FOLD)
-    run.facts["finished"] = bound_to
+    run.facts["finished"] = True
     save_progress(run, progress.history)
     remove_checkpoint(run.path)
-
-
-def _is_finished(out: Path, bound_to: str) -> bool:
-    try:
-        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    if facts.get("finished", bound_to) != bound_to:
-        raise ValueError(
-            f"{out} is a finished run with another config, of other recordings or labels, or with another "
-            "split; give another --out."
-        )
-    return "finished" in facts
 
 
 def _epoch_line(metrics: dict[str, Any]) -> str:
@@ -276,9 +290,11 @@ def _bound_to(prepared: Prepared, config: TrainConfig) -> str:
     )  # fmt: skip
 
 
-def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path) -> Run:
+def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path, bound_to: str) -> Run:
     data, store = prepared.data, prepared.data.store
     facts = {
+        "kind": "head",
+        "bound_to": bound_to,
         **store_facts(data),
         "held_out": list(prepared.held_out),
         "remarks": list(prepared.remarks),
@@ -312,10 +328,7 @@ def write_split(prepared: Prepared, out: Path) -> None:
     table["fold"] = prepared.folds.fold
     table["side"] = prepared.side
     pd.DataFrame(table).to_csv(out / "split.csv", index=False)
-    report = split_report(prepared)
-    (out / "leakage.json").write_text(
-        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(out / "leakage.json", split_report(prepared))
 
 
 def split_report(prepared: Prepared) -> dict[str, Any]:

@@ -2,24 +2,25 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from shared.config import as_sections
+from shared.config import as_sections, digest
 from shared.features import FeatureConfig
 from trainer.config import TrainConfig
 from trainer.fit import split_report, steps_per_epoch
 from trainer.folded import fold_jobs, out_of_fold_figures, with_folds, write_folded, write_table_run
 from trainer.grid import Trial, grid_text, mean_and_spread, read_grid
 from trainer.jobs import Fitter, Job, run_jobs
-from trainer.leakage import leakage_lines
+from trainer.leakage import crossing_report, leakage_lines
 from trainer.metrics import FIGURES
 from trainer.nested import choose, chosen_tables, inner_jobs
 from trainer.run import claim_folder, parameter_count
-from trainer.splits import Folds
+from trainer.splits import Folds, one_sided
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class Way:
 
 def fit_one(fitter: Fitter, config: TrainConfig, way: Way, fold: str | None) -> None:
     """Train with one fold held out, or none."""
-    folds = _find_folds(fitter, config)
+    if fold == "none" and not config.fit.patience:  # nothing is held out that a copy could leak to
+        config_of_folds = replace(config, split=replace(config.split, duplicates=0.0))
+        folds = _find_folds(fitter, config_of_folds)
+    else:
+        folds = _find_folds(fitter, config)
     held_out = folds.chosen(fold)
     job = Job(way.out, config, () if held_out is None else (held_out,))
     prepared = fitter.prepare(job)
@@ -45,7 +50,6 @@ def fit_one(fitter: Fitter, config: TrainConfig, way: Way, fold: str | None) -> 
     )
     for remark in [*prepared.remarks, *leakage_lines(split_report(prepared))]:
         way.say(f"  {remark}")
-    claim_folder(way.out, resume=way.resume)
     steps = steps_per_epoch(prepared, config) * config.fit.epochs
     with tqdm(total=steps, unit="step", desc="training", leave=False) as bar:
         run = fitter.fit(job, resume=way.resume, say=bar.write, step_done=bar.update)
@@ -57,10 +61,14 @@ def fit_folds(fitter: Fitter, config: TrainConfig, way: Way, num_folds: int) -> 
     config = with_folds(config, num_folds)
     folds = _all_folds(fitter, config, num_folds)
     jobs = fold_jobs(way.out, config, folds.names)
-    _say_leakage(fitter, jobs, way)
-    claim_folder(way.out, resume=way.resume)
-    _run(fitter, jobs, way, "folds")
-    table = write_folded(way.out, jobs, config, fitter.data(config), folds)
+    leakage = _leakage(fitter, config, folds, folds.names, way)
+    for job in jobs:
+        fitter.prepare(job)
+    claim_folder(way.out, "folds", digest(as_sections(config)), resume=way.resume)
+    failed = _run(fitter, jobs, way, "folds")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} folds failed: {'; '.join(_lines(failed))}")
+    table = write_folded(way.out, jobs, config, fitter.data(config), folds, leakage)
     figures = out_of_fold_figures(table, interval=True)
     for name in FIGURES:
         low, high = figures[f"{name}_low"], figures[f"{name}_high"]
@@ -99,31 +107,55 @@ def fit_grid(fitter: Fitter, config: TrainConfig, grid: Grid, way: Way) -> None:
     trials = read_grid(grid.file, as_sections(config), list(as_sections(FeatureConfig())))
     jobs = {trial.number: fold_jobs(way.out / trial.name, trial.config, held_out) for trial in trials}
     inner = inner_jobs(way.out, trials, folds) if grid.nested else []
-    _say_leakage(fitter, jobs[0], way)
-    claim_folder(way.out, resume=way.resume)
-    _run(fitter, [*itertools.chain(*jobs.values()), *inner], way, "grid")
+    for job in [*jobs[0], *inner[: len(folds.names) ** 2]]:
+        fitter.prepare(job)
+    leakage = _leakage(fitter, config, folds, held_out, way)
+    claim_folder(way.out, "grid", digest(as_sections(config)), resume=way.resume)
+    failed = _run(fitter, [*itertools.chain(*jobs.values()), *inner], way, "grid")
+    whole = [trial for trial in trials if not _is_below(failed, way.out / trial.name)]
     figures: dict[int, dict[str, float | int]] = {}
-    for trial in trials:
-        data = fitter.data(trial.config)
-        table = write_folded(way.out / trial.name, jobs[trial.number], trial.config, data, folds)
+    for trial in whole:
+        data, own = fitter.data(trial.config), jobs[trial.number]
+        table = write_folded(way.out / trial.name, own, trial.config, data, folds, leakage)
         figures[trial.number] = out_of_fold_figures(table, interval=False)
-    _write_grid(way.out, trials, figures)
-    way.say(grid_text(trials, figures, grid.choose_by))
+    _write_grid(way.out, whole, figures)
+    if whole:
+        way.say(grid_text(whole, figures, grid.choose_by))
     if grid.nested:
-        _say_nested(fitter, trials, folds, way, grid.choose_by)
+        bad = {trial.title for trial in trials if trial not in whole}
+        bad |= {trial.title for trial in trials if _is_below(failed, way.out / "inner" / trial.name)}
+        _say_nested(fitter, [trial for trial in whole if trial.title not in bad], folds, way, grid.choose_by)
     else:
         way.say("the best row is chosen by the folds it is scored on, so its figures are a little too good; "
                 "--folds with --nested gives honest ones")  # fmt: skip
     way.say(f"{way.out}/grid.csv; each setting's run: {way.out}/{trials[0].name}, ..")
+    if failed:
+        raise ValueError(
+            f"{len(failed)} fits failed and are left out: {'; '.join(_lines(failed))}"
+        )
+
+
+def _is_below(failed: dict[Path, str], folder: Path) -> bool:
+    return any(path.is_relative_to(folder) for path in failed)
+
+
+def _lines(failed: dict[Path, str]) -> list[str]:
+    return [f"{path}: {error}" for path, error in list(failed.items())[:3]]
 
 
 def _say_nested(fitter: Fitter, trials: Sequence[Trial], folds: Folds, way: Way, choose_by: str) -> None:
+    if not trials:
+        return
     chosen = choose(way.out, trials, folds, choose_by)
     for fold, seeds, score in chosen:
         way.say(f"fold {fold}: chose {seeds[0].title} ({choose_by} {score:.4f} on the others)")
     tables = chosen_tables(way.out, chosen)
     for seed, table in enumerate(tables):
-        facts = {"runs": [], "remarks": [f"fold {f}: {seeds[0].title}" for f, seeds, _ in chosen]}
+        facts = {
+            "kind": "folds",
+            "runs": [],
+            "remarks": [f"fold {f}: {seeds[0].title}" for f, seeds, _ in chosen],
+        }
         config = chosen[0][1][seed].config
         write_table_run(way.out / "chosen" / f"seed{seed}", table, config, fitter.data(config), facts)
     figures = [out_of_fold_figures(table, interval=False) for table in tables]
@@ -141,10 +173,14 @@ def _write_grid(out: Path, trials: Sequence[Trial], figures: dict[int, dict[str,
     pd.DataFrame(rows).to_csv(out / "grid.csv", index=False)
 
 
-def _run(fitter: Fitter, jobs: Sequence[Job], way: Way, unit: str) -> None:
+def _run(fitter: Fitter, jobs: Sequence[Job], way: Way, unit: str) -> dict[Path, str]:
+    """Run all jobs; return what went wrong, by folder."""
     done = run_jobs(fitter, jobs, workers=way.workers, resume=way.resume)
-    for _ in tqdm(done, total=len(jobs), unit="fit", desc=unit, leave=False):
-        pass
+    failed = {}
+    for job, error in tqdm(done, total=len(jobs), unit="fit", desc=unit, leave=False):
+        if error is not None:
+            failed[job.path] = error
+    return failed
 
 
 def _find_folds(fitter: Fitter, config: TrainConfig) -> Folds:
@@ -164,11 +200,16 @@ def _all_folds(fitter: Fitter, config: TrainConfig, num_folds: int) -> Folds:
     return folds
 
 
-def _say_leakage(fitter: Fitter, jobs: Sequence[Job], way: Way) -> None:
-    said: set[str] = set()
-    for job in jobs:
-        prepared = fitter.prepare(job)
-        for line in [*prepared.remarks, *leakage_lines(split_report(prepared))]:
-            if line not in said:
-                way.say(f"  fold {job.held_out[0]}: {line}")
-            said.add(line)
+def _leakage(
+    fitter: Fitter, config: TrainConfig, folds: Folds, held_out: Sequence[int], way: Way
+) -> dict[str, Any]:
+    """Return the leakage report of each fold held out in turn, and say what there is to say."""
+    data = fitter.data(config)
+    reports = crossing_report(data.store.recordings, folds, data.has_clip(), held_out)
+    for remark in folds.remarks:
+        way.say(f"  {remark}")
+    for fold in held_out:
+        one = one_sided(folds.fold == fold, data.first_primary(), data.has_clip())
+        for line in [*one, *leakage_lines(reports[str(fold)])]:
+            way.say(f"  fold {fold}: {line}")
+    return reports

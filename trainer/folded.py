@@ -16,10 +16,9 @@ from trainer.data import ClipData, feature_config
 from trainer.evaluate import write_class_table
 from trainer.fit import store_facts
 from trainer.jobs import Job
-from trainer.leakage import crossing_report
 from trainer.metrics import FIGURES
 from trainer.out_of_fold import FILE, OutOfFold, joined, read_out_of_fold, write_out_of_fold
-from trainer.run import software_versions, write_facts, write_json
+from trainer.run import read_facts, software_versions, write_facts, write_json
 from trainer.splits import Folds
 
 
@@ -29,13 +28,22 @@ def fold_jobs(path: Path, config: TrainConfig, held_out: Sequence[int]) -> list[
 
 
 def write_folded(
-    path: Path, jobs: Sequence[Job], config: TrainConfig, data: ClipData, folds: Folds
+    path: Path,
+    jobs: Sequence[Job],
+    config: TrainConfig,
+    data: ClipData,
+    folds: Folds,
+    leakage: dict[str, Any],
 ) -> OutOfFold:
-    """Join the finished folds' predictions in the run folder `path`; return them."""
+    """Join the finished folds' predictions in the run folder `path`; return them.
+
+    leakage: the report of every fold held out in turn.
+    """
     table = joined([read_out_of_fold(job.path) for job in jobs])
-    facts = {"runs": [job.path.name for job in jobs], "remarks": list(folds.remarks)}
+    facts = {**read_facts(path)} if (path / "run.json").is_file() else {}
+    facts |= {"kind": "folds", "runs": [job.path.name for job in jobs], "remarks": list(folds.remarks)}
     write_table_run(path, table, config, data, facts)
-    write_json(path / "leakage.json", crossing_report(data.store.recordings, folds))
+    write_json(path / "leakage.json", leakage)
     split = data.store.recordings[["source", "filename", "xc_id", "sha256"]].copy()
     split["primary_label"], split["fold"] = data.first_primary(), folds.fold
     pd.DataFrame(split).to_csv(path / "split.csv", index=False)

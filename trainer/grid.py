@@ -53,8 +53,9 @@ def read_grid(path: Path, base: Sections, foreign: Sequence[str]) -> list[Trial]
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
-    tables = document.get("try")
-    if {*document} != {"try"} or not isinstance(tables, list):
+    tables: Any = document.get("try")
+    is_list = isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)
+    if {*document} != {"try"} or not is_list:
         raise ValueError(
             f'{path} must hold [[try]] tables, as in: [[try]] head.name = ["linear", "attention"].'
         )
@@ -65,9 +66,13 @@ def read_grid(path: Path, base: Sections, foreign: Sequence[str]) -> list[Trial]
             trials.append(_trial(len(trials), dict(zip(values, chosen, strict=True)), base, foreign, path))
             if len(trials) > MAX_TRIALS:
                 raise ValueError(f"{path} spells out more than {MAX_TRIALS} settings.")
-    for one, two in itertools.combinations(trials, 2):
-        if one.config == two.config:
-            raise ValueError(f"{path} names one setting twice: {one.title}, seed {one.seed}.")
+    if not trials:
+        raise ValueError(f"{path} spells out no setting: one of its lists is empty.")
+    seen: set[TrainConfig] = set()
+    for trial in trials:
+        if trial.config in seen:
+            raise ValueError(f"{path} names one setting twice: {trial.title}, seed {trial.seed}.")
+        seen.add(trial.config)
     return trials
 
 

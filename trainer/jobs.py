@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,17 @@ def ignore(_: object) -> None:
 
 
 class Fitter:
-    """Fits over one store; what they share is loaded once: tables, targets, folds, and held maps."""
+    """Fits over one store in one process; what they share is loaded once: tables, targets, folds, held maps.
+
+    readers: how many such processes there are, which share what memory is free.
+    """
 
     def __init__(
-        self, features: Path, taxonomy: Taxonomy, device: torch.device, folds: Folds | None = None
-    ) -> None:
+        self, features: Path, taxonomy: Taxonomy, device: torch.device, folds: Folds | None = None,
+        readers: int = 1,
+    ) -> None:  # fmt: skip
         self.features, self.taxonomy, self.device = features, taxonomy, device
-        self.folds = folds
+        self.folds, self._readers = folds, readers
         self._sources: dict[str, MapSource] = {}
         self._data: dict[tuple[str, LabelConfig], ClipData] = {}
 
@@ -51,15 +56,16 @@ class Fitter:
         if (stage, config.labels) not in self._data:
             store = FeatureStore(self.features, stage)
             if stage not in self._sources:
-                self._sources[stage] = choose_source(store.maps, self.device)
+                self._sources[stage] = choose_source(store.maps, self.device, readers=self._readers)
             data = ClipData(store, self.taxonomy, config.labels, self._sources[stage])
             self._data[stage, config.labels] = data
         return self._data[stage, config.labels]
 
     def find_folds(self, config: TrainConfig, step_done: Callable[[int], object] = ignore) -> Folds:
-        """Return the folds, looked for once: all fits share them."""
+        """Return the folds, looked for once: all fits share them, whatever stage they read."""
         if self.folds is None:
-            self.folds = find_folds(self.data(config), config, step_done)
+            first_stage = ClipData(FeatureStore(self.features), self.taxonomy, config.labels)
+            self.folds = find_folds(first_stage, config, step_done)
         return self.folds
 
     def prepare(self, job: Job) -> Prepared:
@@ -76,49 +82,60 @@ class Fitter:
         )
 
 
-def run_jobs(fitter: Fitter, jobs: Sequence[Job], *, workers: int, resume: bool) -> Iterator[Job]:
-    """Run jobs and yield each when it is done.
+def run_jobs(
+    fitter: Fitter, jobs: Sequence[Job], *, workers: int, resume: bool
+) -> Iterator[tuple[Job, str | None]]:
+    """Run jobs and yield each when it is done, with what went wrong.
 
     On a GPU one after the other in this process, which holds the maps; on a CPU in processes of one
     thread each: small heads gain little from a second thread, and the bytes do not depend on their
     number.
 
     Raises:
-        ValueError: a job failed; names it.
+        ValueError: a process was killed.
     """
     if fitter.device.type != "cpu":
         for job in jobs:
-            fitter.fit(job, resume=resume)
-            yield job
+            yield job, _try(fitter, job, resume)
         return
-    arguments = (fitter.features, fitter.taxonomy, fitter.device, fitter.folds)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, arguments)
+    workers = min(workers, len(jobs))
+    arguments = (fitter.features, fitter.taxonomy, fitter.device, fitter.folds, workers)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, arguments)
     try:
         waiting = {pool.submit(_run_job, job, resume): job for job in jobs}
         for done in as_completed(waiting):
-            try:
-                done.result()
-            except (ValueError, OSError) as error:
-                raise ValueError(f"{waiting[done].path}: {error}") from error
-            yield waiting[done]
-    except BaseException:
+            yield waiting[done], done.result()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a process that trained was killed, perhaps for lack of memory; go on with --resume and fewer "
+            "--workers."
+        ) from error
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
-        raise
-    pool.shutdown()
+
+
+def _try(fitter: Fitter, job: Job, resume: bool) -> str | None:
+    """Fit; return what went wrong: one setting that diverges must not stop the others."""
+    try:
+        fitter.fit(job, resume=resume)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}" if isinstance(error, RuntimeError) else str(error)
+    return None
 
 
 _fitter: Fitter | None = None
 
 
-def _start_worker(features: Path, taxonomy: Taxonomy, device: torch.device, folds: Folds | None) -> None:
+def _start_worker(
+    features: Path, taxonomy: Taxonomy, device: torch.device, folds: Folds | None, workers: int
+) -> None:
     global _fitter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
     torch.set_num_threads(1)
-    _fitter = Fitter(features, taxonomy, device, folds)
+    _fitter = Fitter(features, taxonomy, device, folds, workers)
 
 
 def _leave_with_parent() -> None:
@@ -129,6 +146,6 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _run_job(job: Job, resume: bool) -> None:
+def _run_job(job: Job, resume: bool) -> str | None:
     assert _fitter is not None
-    _fitter.fit(job, resume=resume)
+    return _try(_fitter, job, resume)

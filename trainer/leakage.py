@@ -1,5 +1,6 @@
 """What the two sides of a split have in common: the report that a run is judged by."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def leakage_report(
     for kind, keys in (("same_bytes", bytes_), ("same_xc_id", ids), ("same_author", authors)):
         array = np.array(keys, dtype=object)
         known = set(array[trained]) - {""}
-        hit = held_out & np.isin(array, list(known))
+        hit = held_out & pd.Series(array, dtype=object).isin(known).to_numpy()
         report[kind] = {"recordings": int(hit.sum()), "named": names[hit][:NAMED].tolist()}
     crossing = [(a, b) if held_out[a] else (b, a) for a, b in folds.pairs.tolist()
                 if (held_out[a] and trained[b]) or (held_out[b] and trained[a])]  # fmt: skip
@@ -61,9 +62,11 @@ def leakage_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def crossing_report(recordings: pd.DataFrame, folds: Folds) -> dict[str, Any]:
-    """Return the report of every fold held out in turn, all others trained on, by the fold's name."""
+def crossing_report(
+    recordings: pd.DataFrame, folds: Folds, has_clip: Bool[np.ndarray, " r"], held_out: Sequence[int]
+) -> dict[str, Any]:
+    """Return the report of each of these folds held out in turn, all others trained on, by its name."""
     return {
-        str(fold): leakage_report(recordings, folds, folds.fold != fold, folds.fold == fold)
-        for fold in folds.names
+        str(fold): leakage_report(recordings, folds, has_clip & (folds.fold != fold), folds.fold == fold)
+        for fold in held_out
     }

@@ -14,6 +14,8 @@ from trainer.heads import Head, HeadOutput
 from trainer.loss import detection_loss
 from trainer.mixup import Batch
 
+MIN_SCALE = 1.0  # of the gradients in fp16, below which it is no scale that is wrong
+
 
 class Precision:
     """Mixed precision where the device has it: bf16, or fp16 with a scaler, on CUDA; fp32 on CPU."""
@@ -39,6 +41,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch, maps as float32."""
     maps, *rest = (part.to(device, non_blocking=True) for part in batch)
     return Batch(maps.float(), *rest)
+
+
+class NotFiniteError(ValueError):
+    """A number that is not finite, before it reached the weights. step: of the epoch, from 1."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step = step
 
 
 class AveragedWeights:
@@ -98,7 +108,7 @@ class Training:
         the whole step, whatever the number of batches it came in.
 
         Raises:
-            ValueError: a loss or a gradient that is not finite, before it reaches the weights.
+            NotFiniteError: a loss or a gradient that is not finite, before it reaches the weights.
         """
         self.head.train()
         total, counted = 0.0, 0.0
@@ -119,10 +129,10 @@ class Training:
             output = self.head(batch.maps, batch.mask)
         loss = detection_loss(output, batch.targets, batch.weights, batch.mask, self.loss)
         if not math.isfinite(loss.item()):
-            raise ValueError(
-                f"the loss became {loss.item()} at step {number} of the epoch: "
-                f"{_where_not_finite(batch.maps, output)}; lower fit.learning_rate or check the features "
-                "with `featurestore verify`."
+            raise NotFiniteError(
+                number,
+                f"the loss became {loss.item()}: {_where_not_finite(batch.maps, output)}; lower "
+                "fit.learning_rate, or check the features with `featurestore verify`.",
             )
         return loss
 
@@ -133,12 +143,13 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.clip_norm)
         if not (self.precision.scaler.is_enabled() or torch.isfinite(norm)):
             names = [n for n, p in self.head.named_parameters() if not _is_finite(p.grad)]
-            raise ValueError(
-                f"the gradient of {', '.join(names[:3])} is not finite at step {number} of the epoch; "
-                "lower fit.learning_rate."
+            raise NotFiniteError(
+                number, f"the gradient of {', '.join(names[:3])} is not finite; lower fit.learning_rate."
             )
         self.precision.scaler.step(self.optimiser)
         self.precision.scaler.update()
+        if self.precision.scaler.is_enabled() and self.precision.scaler.get_scale() < MIN_SCALE:
+            raise NotFiniteError(number, "gradients overflow at every scale; lower fit.learning_rate.")
         self.optimiser.zero_grad(set_to_none=True)
         if self.averaged:
             self.averaged.update(self.head, self.steps_done)

@@ -1,7 +1,6 @@
 """Where a head's maps come from: the mapped store, or memory that holds them all."""
 
 import os
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,7 +22,9 @@ class StoredMaps:
     def read(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, "b c f t"]:
         """Return maps (B, C, F, T) in the memory of the processor."""
         maps = torch.from_numpy(self._maps.read(rows))
-        return maps.pin_memory() if self._pinned else maps
+        if not self._pinned:
+            return maps
+        return torch.empty(maps.shape, dtype=maps.dtype, pin_memory=True).copy_(maps)
 
     def will_need(self, rows: Int64[np.ndarray, " b"]) -> None:
         """Have the disk read ahead."""
@@ -33,15 +34,12 @@ class StoredMaps:
 class HeldMaps:
     """All maps of the store in the device's memory, read once."""
 
-    def __init__(
-        self, maps: ClipArray, device: torch.device, step_done: Callable[[int], object] = lambda _: None
-    ) -> None:
+    def __init__(self, maps: ClipArray, device: torch.device) -> None:
         shape = (maps.num_rows, *maps.row_shape)
         self._maps = torch.empty(shape, dtype=torch.float16, device=device)
         for first in range(0, maps.num_rows, FILL_CLIPS):
             rows = np.arange(first, min(first + FILL_CLIPS, maps.num_rows))
             self._maps[first : first + len(rows)] = torch.from_numpy(maps.read(rows)).to(device)
-            step_done(len(rows))
 
     def read(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, "b c f t"]:
         """Return maps (B, C, F, T) on the device.
@@ -59,21 +57,20 @@ class HeldMaps:
 MapSource = StoredMaps | HeldMaps
 
 
-def choose_source(
-    maps: ClipArray, device: torch.device, step_done: Callable[[int], object] = lambda _: None
-) -> MapSource:
+def choose_source(maps: ClipArray, device: torch.device, *, readers: int = 1) -> MapSource:
     """Hold the maps where that is faster and they fit, else read them from the store.
 
     On a GPU in its memory. On a CPU the page cache holds a mapped store already; one that cannot be
-    mapped (compressed, foreign) is held in memory. They fit in HOLD_SHARE of what is free.
+    mapped (compressed, foreign) is held in memory. They fit in HOLD_SHARE of what is free, where
+    `readers` processes hold them each.
     """
     needed = maps.num_rows * maps.row_bytes
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = 0 if maps.is_mapped else _free_memory()
-    if needed <= HOLD_SHARE * free:
-        return HeldMaps(maps, device, step_done)
+    if needed * readers <= HOLD_SHARE * free:
+        return HeldMaps(maps, device)
     return StoredMaps(maps, device)
 
 

@@ -23,8 +23,10 @@ def inner_jobs(out: Path, trials: Sequence[Trial], folds: Folds) -> list[Job]:
     """Return a job per trial and pair of folds.
 
     Raises:
-        ValueError: fewer than three folds: nothing is left to train on.
+        ValueError: fewer than three folds, nothing is left to train on; or settings with other seeds.
     """
+    if len({tuple(trial.seed for trial in seeds) for seeds in by_setting(trials)}) != 1:
+        raise ValueError("nested selection needs the same fit.seed values for every setting.")
     if len(folds.names) < 3:
         raise ValueError(f"nested selection needs at least three folds, there are {len(folds.names)}.")
     return [
@@ -70,10 +72,7 @@ def choose(
 
 def chosen_tables(out: Path, chosen: list[tuple[int, list[Trial], float]]) -> list[OutOfFold]:
     """Return, per seed, the out-of-fold predictions of whatever was chosen for each fold."""
-    num_seeds = {len(seeds) for _, seeds, _ in chosen}
-    if len(num_seeds) != 1:
-        raise ValueError("nested selection needs the same number of fit.seed for every setting.")
     return [
         joined([read_out_of_fold(out / seeds[place].name / f"fold{fold}") for fold, seeds, _ in chosen])
-        for place in range(num_seeds.pop())
+        for place in range(len(chosen[0][1]))
     ]

@@ -1,5 +1,6 @@
 """The table of out-of-fold predictions: every recording scored by a head that never saw it."""
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def tabulate(
     table = store.recordings.iloc[recordings][KEYS].reset_index(drop=True).astype(str)
     table["fold"] = fold[recordings]
     table["labels"] = _names(scores.truth * (scores.counted > 0), taxonomy)
-    table["not_counted"] = _names(1 - scores.counted, taxonomy)
+    table["not_counted"] = _names(scores.counted == 0, taxonomy)
     return OutOfFold(table, scores.scores.astype(np.float32), taxonomy)
 
 
@@ -118,18 +119,25 @@ def read_out_of_fold(path: Path) -> OutOfFold:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path} has no {FILE}: nothing was held out, or the run is not finished.")
+    with file.open(newline="", encoding="utf-8") as lines:
+        header = next(csv.reader(lines), [])
+    if header[: len(COLUMNS)] != COLUMNS:
+        raise ValueError(f"{file} is no table of predictions: it must begin with {', '.join(COLUMNS)}.")
     kinds = dict.fromkeys(range(len(COLUMNS)), str)
     try:
-        whole = pd.read_csv(file, header=None, dtype=kinds, keep_default_na=False, low_memory=False)
-        header = whole.iloc[0].astype(str).tolist()
-        if header[: len(COLUMNS)] != COLUMNS:
-            raise ValueError(f"it must begin with the columns {', '.join(COLUMNS)}")
-        recordings = whole.iloc[1:, : len(COLUMNS)].reset_index(drop=True).set_axis(COLUMNS, axis=1)
+        whole = pd.read_csv(file, header=None, skiprows=1, dtype=kinds, keep_default_na=False)
+        recordings = whole.iloc[:, : len(COLUMNS)].set_axis(COLUMNS, axis=1)
         recordings["fold"] = recordings["fold"].astype(int)
-        logits = whole.iloc[1:, len(COLUMNS) :].to_numpy(np.float32)
-        return OutOfFold(recordings, logits, Taxonomy(tuple(header[len(COLUMNS) :])))
+        logits = whole.iloc[:, len(COLUMNS) :].to_numpy(np.float32)
+        table = OutOfFold(recordings, logits, Taxonomy(tuple(header[len(COLUMNS) :])))
+        table.scores()
     except UNREADABLE as error:
         raise ValueError(f"{file} cannot be read: {error}.") from error
+    if recordings.duplicated(KEYS).any():
+        raise ValueError(
+            f"{file} holds a recording twice: {recordings['filename'][recordings.duplicated(KEYS)].iloc[0]}."
+        )
+    return table
 
 
 def read_side(path: Path) -> list[OutOfFold]:

@@ -32,7 +32,7 @@ class Run:
     """A run folder with its head.
 
     facts: run.json: features (path), fingerprint, fingerprint_of, stage, map_shape, frame_hop,
-        held_out, seed, epochs_done, finished, software.
+        held_out, seed, epochs_done, finished, software; and kind and bound_to of `claim_folder`.
     """
 
     path: Path
@@ -43,26 +43,38 @@ class Run:
     facts: dict[str, Any]
 
 
-def create_run(run: Run, *, resume: bool) -> None:
-    """Write all that is known before training.
-
-    Raises:
-        ValueError: the folder exists and is not empty, and nothing is to be resumed.
-    """
-    claim_folder(run.path, resume=resume)
+def create_run(run: Run) -> None:
+    """Write all that is known before training."""
     write_toml(as_sections(run.features) | as_sections(run.train), run.path / "config.toml")
     write_taxonomy(run.taxonomy, run.path / "taxonomy.csv")
 
 
-def claim_folder(path: Path, *, resume: bool) -> None:
-    """Make a run's folder.
+def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[str, Any]:
+    """Make a run's folder, or find it as it was left; return its facts.
+
+    kind: what is in it: "head", "folds" or "grid". bound_to: a digest of what it is of.
 
     Raises:
-        ValueError: it exists and is not empty, and nothing is to be resumed.
+        ValueError: it is not empty, and nothing is to be resumed, or what is there is something else.
     """
-    if path.exists() and any(path.iterdir()) and not resume:
-        raise ValueError(f"{path} exists and is not empty; give another --out, or go on with --resume.")
+    if path.exists() and any(path.iterdir()):
+        if not resume:
+            raise ValueError(f"{path} exists and is not empty; give another --out, or go on with --resume.")
+        facts = read_facts(path)
+        if facts.get("kind") != kind:
+            raise ValueError(
+                f"{path} holds a run of {facts.get('kind')}, not of {kind}; give another --out."
+            )
+        if facts.get("bound_to") != bound_to:
+            raise ValueError(
+                f"{path} is a run with another config, of other recordings or labels, or with another "
+                "split; go on with what it was begun with, or give another --out."
+            )
+        return facts
     path.mkdir(parents=True, exist_ok=True)
+    facts = {"kind": kind, "bound_to": bound_to}
+    write_facts(path, facts)
+    return facts
 
 
 def save_progress(run: Run, history: list[dict[str, Any]]) -> None:

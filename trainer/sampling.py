@@ -75,14 +75,16 @@ class ClipSampler:
 
         Stratified: one point in each of N equal parts of the weights, laid out class by class, a
         recording's copies side by side; the points are dealt out to the batches in turn. So a batch
-        holds of every class its share, to within one clip; a recording is drawn its expected number of
+        holds of every class its share, to within two clips; a recording is drawn its expected number of
         times, rounded up or down; and two of its clips meet in a batch only if it is drawn more often
-        than there are batches. Independent: every clip by itself.
+        than there are batches. Classes and batches come in another order every time. Within a batch
+        clips stand class by class. Independent: every clip by itself.
         """
         num_draws = num_batches * batch_clips
         match self._drawing:
             case "stratified":
-                order = np.lexsort((rng.random(len(self._weights)), self._classes))
+                class_order = rng.permutation(int(self._classes.max()) + 1)
+                order = np.lexsort((rng.random(len(self._weights)), class_order[self._classes]))
                 places = (np.arange(num_draws) + rng.random()) / num_draws
             case "independent":
                 order = np.arange(len(self._weights))
@@ -93,7 +95,7 @@ class ClipSampler:
         drawn = np.searchsorted(cumulative, places * cumulative[-1], side="right")
         recording = order[np.minimum(drawn, len(order) - 1)]
         rows = self._rows[self._first[recording] + self._clip_within(recording, rng)]
-        return np.asarray(rows.reshape(batch_clips, num_batches).T)
+        return np.asarray(rows.reshape(batch_clips, num_batches).T[rng.permutation(num_batches)])
 
     def _clip_within(self, recording: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return which of its recording's clips each draw takes: draws in a row, clips in a row.

@@ -1,5 +1,6 @@
 """Which recordings are held out: by recording, never by clip, and with all that belong to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,16 +51,20 @@ class Folds:
             return int(name)
         raise ValueError(f"--fold {name}: there are folds {', '.join(map(str, self.names))} and 'none'.")
 
-    def after(self, fold: int | None) -> int:
-        """Return the next fold, cyclic; the first for None.
+    def watched(self, held_out: Sequence[int]) -> int:
+        """Return the fold that early stopping looks at: the next after those held out, cyclic.
 
         Raises:
-            ValueError: there is no other.
+            ValueError: with it nothing would be left to train on, in any fold.
         """
-        later = [name for name in self.names if fold is not None and name > fold] + self.names
-        if not self.names or later[0] == fold:
-            raise ValueError("early stopping watches a fold of its own: there is none left to watch.")
-        return later[0]
+        others = [name for name in self.names if name not in held_out]
+        if len(others) < 2 and not (others and (self.fold == ALWAYS_TRAINED).any()):
+            raise ValueError(
+                "early stopping (fit.patience) watches a fold of its own: with that and the held-out ones "
+                "apart, no fold is left to train on. Take more folds, or patience 0."
+            )
+        last = max(held_out, default=0)
+        return next((name for name in others if name > last), others[0])
 
 
 def make_folds(
@@ -91,7 +96,22 @@ def make_folds(
     stuck = _stuck(species, groups[usable], same[usable])
     dealt = deal_groups(groups[usable][~stuck], species[~stuck], config.folds, config.seed)
     fold[np.flatnonzero(usable)[~stuck]] = dealt
-    return Folds(fold, False, pairs)
+    gathered = pd.Series(fold[usable]).groupby(species).transform("nunique").to_numpy() == 1
+    fold[np.isin(same, same[usable][gathered])] = ALWAYS_TRAINED  # else held out all at once
+    return Folds(fold, False, pairs, _dealt_remarks(fold[usable], species, config.folds))
+
+
+def _dealt_remarks(fold: np.ndarray, species: np.ndarray, num_folds: int) -> tuple[str, ...]:
+    lines = []
+    always = fold == ALWAYS_TRAINED
+    if always.any():
+        never = sorted(set(species[always]) - set(species[~always]) - {""})
+        named = f"; of {len(never)} species never one is scored: {', '.join(never[:10])}" if never else ""
+        lines.append(f"{int(always.sum())} recordings are always trained on{named}")
+    made = len(set(fold[~always].tolist()))
+    if 0 < made < num_folds:
+        lines.append(f"{made} folds in place of {num_folds}: there are too few groups to deal out")
+    return tuple(lines)
 
 
 def _stuck(species: np.ndarray, groups: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -137,7 +157,7 @@ def deal_groups(
 
 
 def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
-    if "fold" not in recordings:
+    if "fold" not in recordings or not recordings["fold"].astype(str).str.strip().any():
         return None
     folds = pd.to_numeric(recordings["fold"], errors="coerce")
     whole = folds.notna() & (folds % 1 == 0) & (folds >= 0)

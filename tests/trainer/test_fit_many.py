@@ -7,16 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from click.testing import Result
 
+from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.config import SamplerConfig, SplitConfig, TrainConfig
+from trainer.fit import split_report
 from trainer.jobs import Fitter, Job
 from trainer.metrics import score_table
 from trainer.out_of_fold import read_out_of_fold
@@ -32,7 +36,7 @@ fit.seed = [0, 1]
 
 [[try]]
 head.name = "linear"
-fit.learning_rate = 1e-9
+fit.learning_rate = 1e-30
 fit.seed = [0, 1]
 """
 
@@ -101,7 +105,7 @@ def test_a_grid_tables_its_settings_and_nested_selection_never_sees_the_fold(
     assert table["fit.seed"].tolist() == [0, 1] * 3
     start = next(n for n, line in enumerate(lines) if "setting  " in line)
     assert len([line for line in lines[start:] if line.startswith("head.name=")]) == 3
-    assert "learning_rate=1e-09" in lines[start + 4]  # that one learns nothing: the last
+    assert "learning_rate=1e-30" in lines[start + 4]  # that one learns nothing: the last
     for fold in (1, 2, 3):
         for other in {1, 2, 3} - {fold}:
             pair = "-".join(map(str, sorted((fold, other))))
@@ -111,13 +115,43 @@ def test_a_grid_tables_its_settings_and_nested_selection_never_sees_the_fold(
     assert len(chosen.recordings) == 12
     remarks = json.loads((out / "grid" / "chosen" / "seed1" / "run.json").read_text())["remarks"]
     assert [line[:8] for line in remarks] == ["fold 1: ", "fold 2: ", "fold 3: "]
-    assert not any("1e-09" in line for line in remarks)
+    assert not any("1e-30" in line for line in remarks)
     compared = run_program("trainer", "compare", out / "grid" / "004", out / "grid" / "chosen", "--json")
     first = json.loads(compared.stdout.splitlines()[0])
     assert first["figure"] == "macro_roc_auc"
     assert first["low"] <= first["b"] - first["a"] <= first["high"]
     facts = json.loads(run_program("trainer", "evaluate", out / "grid/chosen/seed1", "--json").output)
     assert facts["rows_scored"] == 12
+
+
+def test_a_setting_that_diverges_does_not_stop_the_others(fit: Fit, out: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "heads.toml"
+    grid.write_text("[[try]]\nfit.learning_rate = [0.01, 1e30]\n")
+    said = fit("grid", "--folds", 3, "--grid", grid, status=2).output
+    assert "fit.learning_rate=0.01 " in said
+    assert "3 fits failed and are left out" in said
+    assert "fold1: " in said
+    assert pd.read_csv(out / "grid" / "grid.csv")["run"].tolist() == [0]
+
+
+def test_nested_selection_with_early_stopping_never_watches_what_it_scores(
+    fit: Fit, out: Path, tmp_path: Path
+) -> None:
+    grid = tmp_path / "heads.toml"
+    grid.write_text("[[try]]\nfit.learning_rate = [0.01, 0.003]\n")
+    more = ["--nested", "--grid", grid, "--set", "fit.patience=2"]
+    assert "no fold is left to train on" in fit("grid", "--folds", 3, *more, status=2).output
+    fit("grid", "--folds", 4, *more)
+    for pair in ("1-2", "1-4", "3-4"):
+        split = pd.read_csv(out / "grid" / "inner" / "000" / pair / "split.csv")
+        assert {str(fold) for fold in split[split["side"] == "validation"]["fold"]} == {*pair.split("-")}
+        assert {*split["side"]} == {"training", "validation", "watched"}
+
+
+def test_nested_selection_needs_the_same_seeds_for_all(fit: Fit, tmp_path: Path) -> None:
+    grid = tmp_path / "heads.toml"
+    grid.write_text("[[try]]\nfit.seed = [0, 1]\n[[try]]\nfit.epochs = 2\n")
+    assert "same fit.seed values" in fit("g", "--folds", 3, "--nested", "--grid", grid, status=2).output
 
 
 def test_a_grid_over_one_fold_is_a_table_too(fit: Fit, tmp_path: Path) -> None:
@@ -137,6 +171,8 @@ def test_a_grid_over_one_fold_is_a_table_too(fit: Fit, tmp_path: Path) -> None:
         ("[[try]]\nmel.n_fft = 1", "mel.n_fft cannot differ"),
         ("[[try]]\nhead.name = ['linear', 'linear']", "names one setting twice"),
         ("[[try]", "not valid TOML"),
+        ("try = [1]", r"must hold \[\[try\]\] tables"),
+        ("[[try]]\nhead.name = []", "one of its lists is empty"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused_before_anything_is(
@@ -161,7 +197,7 @@ def test_compare_names_what_cannot_be_compared(fit: Fit, out: Path, tmp_path: Pa
 
 
 def test_a_clear_difference_is_told(fit: Fit, out: Path, run_program: Run) -> None:
-    fit("bad", "--folds", 3, "--set", "fit.learning_rate=1e-9")
+    fit("bad", "--folds", 3, "--set", "fit.learning_rate=1e-30")
     fit("good", "--folds", 3, "--set", "fit.epochs=30")
     assert "B is better" in run_program("trainer", "compare", out / "bad", out / "good").output
     assert "A is better" in run_program("trainer", "compare", out / "good", out / "bad").output
@@ -184,7 +220,7 @@ def test_early_stopping_watches_another_fold_and_keeps_its_best_epoch(fit: Fit, 
 
 
 def test_a_recording_weighs_in_the_drawing_or_in_the_loss_and_never_in_both(
-    tiny_data: Path, build_tiny: Callable[..., Path], tmp_path: Path
+    tiny_data: Path, build_tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pd.read_csv(tiny_data / "metadata.csv")
     table["rating"] = np.arange(len(table)) % 5 + 1.0
@@ -210,6 +246,12 @@ def test_a_recording_weighs_in_the_drawing_or_in_the_loss_and_never_in_both(
     rows = np.arange(data.store.num_rows)
     weighed = data.batch(rows, loss_weights).weights / data.batch(rows).weights
     assert np.allclose(weighed[:, 0], loss_weights[data.recording_of_row])
+    seen = []
+    monkeypatch.setattr("trainer.fit.training_steps", lambda *given: seen.append(given[2]) or iter([]))
+    config = TrainConfig(sampler=SamplerConfig(weigh="loss"), split=SplitConfig(folds=3))
+    fitter.fit(Job(tmp_path / "run", config, (1,)), resume=False)
+    assert all(np.array_equal(given, loss_weights) for given in seen)
+    assert len(seen) == config.fit.epochs
 
 
 def command(store: Path, config: Path, run: Path, *more: object) -> list[str]:
@@ -242,7 +284,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(
     assert kills == 3
     assert 4 <= epochs_done(killed) < 30
     subprocess.run(command(store, tiny_config, killed, *more, "--resume"), check=True, capture_output=True)
-    same = ["head.safetensors", "out_of_fold.csv", "per_class.csv", "split.csv"]
+    same = ["head.safetensors", "out_of_fold.csv", "per_class.csv", "split.csv", "run.json"]
     for name in same:
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in killed.iterdir())
@@ -266,6 +308,59 @@ def test_resuming_another_training_is_refused_and_a_finished_one_is_left_alone(f
     assert "finished already" in fit("run", "--resume").output
     assert (out / "run" / "head.safetensors").stat().st_mtime_ns == before
     assert "another config" in fit("run", "--resume", "--set", "fit.seed=7", status=2).output
+    assert "a run of head, not of folds" in fit("run", "--resume", "--folds", 3, status=2).output
+    (out / "thesis").mkdir()
+    (out / "thesis" / "thesis.tex").write_text("x")
+    assert "no run folder" in fit("thesis", "--resume", status=2).output
+    assert [path.name for path in (out / "thesis").iterdir()] == ["thesis.tex"]
+    assert load_run(out / "run").facts["epochs_done"] == 3
+
+
+def test_a_clip_whose_map_is_damaged_is_named(
+    build_tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build_tiny()
+    fitter = Fitter(store, Taxonomy(("high", "low", "middle")), torch.device("cpu"))
+    config = TrainConfig(split=SplitConfig(folds=3, duplicates=0))
+    job = Job(tmp_path / "run", config, (1,))
+    row = int(fitter.prepare(job).training_rows[5])
+    maps = fitter.data(config).store.maps
+    whole = maps.read
+
+    def damaged(rows: np.ndarray) -> np.ndarray:
+        return np.where((rows == row)[:, None, None, None], np.float16(np.nan), whole(rows))
+
+    monkeypatch.setattr(maps, "read", damaged)
+    monkeypatch.setattr("trainer.heads.Standardise.set_from", lambda *_: None)
+    clip = fitter.data(config).store.clips.iloc[row]
+    name = fitter.data(config).store.recordings["filename"][int(clip["recording"])]
+    seconds = clip["start"] / 8000
+    with pytest.raises(ValueError, match=f"epoch 1, step 1: .*map of {name} at {seconds:g} s is not"):
+        fitter.fit(job, resume=False)
+
+
+def test_copies_are_found_and_held_out_together(
+    tiny_data: Path, build_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each recording again, at half its level and under another name and id."""
+    table = pd.read_csv(tiny_data / "metadata.csv")
+    again = table.assign(filename=[name.replace("XC1", "XC2") for name in table["filename"]])
+    for one, other in zip(table["filename"], again["filename"], strict=True):
+        samples, rate = soundfile.read(tiny_data / "audio" / one)
+        soundfile.write(tiny_data / "audio" / other, 0.5 * samples, rate)
+    pd.concat([table, again]).to_csv(tiny_data / "metadata.csv", index=False)
+    store = build_tiny()
+    config = TrainConfig(split=SplitConfig(folds=3, duplicates=0.999))
+    fitter = Fitter(store, Taxonomy(("high", "low", "middle")), torch.device("cpu"))
+    folds = fitter.find_folds(config)
+    names = FeatureStore(store).recordings["filename"].tolist()
+    for name in table["filename"]:
+        assert folds.fold[names.index(name)] == folds.fold[names.index(name.replace("XC1", "XC2"))]
+    assert len(folds.pairs) >= 12
+    report = split_report(fitter.prepare(Job(tmp_path, config, (1,))))
+    assert report["near_duplicates"]["recordings"] == 0
+    apart = Fitter(store, fitter.taxonomy, torch.device("cpu"), replace(folds, fold=np.arange(24) // 12 + 1))
+    assert split_report(apart.prepare(Job(tmp_path, config, (1,))))["near_duplicates"]["recordings"] > 0
 
 
 def test_a_killed_run_of_all_folds_goes_on(

@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_says_where() -> Non
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     bad = batch(4)
     bad.maps[2, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="became nan at step 1 .*: the maps of clip 2 of the batch"):
+    with pytest.raises(ValueError, match="step 1: the loss became nan: the maps of clip 2 of the batch"):
         train(head, [[bad]])
     assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
 
@@ -135,8 +135,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_the_layer
     head = make_head()
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.block.classify.weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(ValueError, match=r"gradient of block\.classify\.weight is not finite at step 1"):
+    with pytest.raises(ValueError, match=r"step 1: the gradient of block\.classify\.weight is not finite"):
         train(head, [[batch(4)]])
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+
+
+def test_in_fp16_gradients_that_overflow_at_every_scale_stop_it() -> None:
+    head = make_head()
+    precision = Precision(torch.device("cpu"))
+    precision.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    head.block.classify.weight.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[operator]
+    training = Training(head, make_optimiser(head, FitConfig()), lambda _: 1.0, precision, LossConfig(), 1.0)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    with pytest.raises(ValueError, match="overflow at every scale"):
+        training.run([[batch(4)]] * 60, unmixed, lambda _: None)
     assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
 
 

@@ -66,10 +66,12 @@ def test_what_belongs_together_is_on_one_side(
         assert not any(report[k]["recordings"] for k in ("same_bytes", "same_xc_id", "near_duplicates"))
 
 
-@given(species_lists, st.integers(0, 3))
-def test_no_species_is_held_out_and_never_trained_on(species: list[str], seed: int) -> None:
-    table = recordings(len(species), author=[f"author {n % 5}" for n in range(len(species))])
-    found = folds_of(table, species, config=SplitConfig(seed=seed))
+@given(species_lists, st.lists(st.integers(0, 6), min_size=60, max_size=60), st.integers(2, 5))
+def test_no_species_is_held_out_and_never_trained_on(
+    species: list[str], authors: list[int], num_folds: int
+) -> None:
+    table = recordings(len(species), author=[f"author {n}" for n in authors[: len(species)]])
+    found = folds_of(table, species, config=SplitConfig(folds=num_folds))
     for fold in found.names:
         remarks = one_sided(found.fold == fold, species, np.ones(len(species), bool))
         assert not any("never trained on" in line for line in remarks)
@@ -112,6 +114,21 @@ def test_an_external_copy_goes_with_the_recording_it_is_a_copy_of() -> None:
     assert found.fold.tolist() == [1, 1, 2, 2, 1, 2]
 
 
+def test_a_blank_fold_column_is_none() -> None:
+    found = folds_of(recordings(20, fold=[""] * 20), ["a", "b"] * 10)
+    assert not found.given
+    assert len(found.names) == 5
+
+
+def test_what_is_never_held_out_and_folds_that_are_missing_are_said() -> None:
+    author = ["Ann"] * 4 + ["Ben"] * 2 + ["Eve"] * 2
+    found = folds_of(recordings(8, author=author), list("ccaaabab"))
+    assert found.remarks == (
+        "2 recordings are always trained on; of 1 species never one is scored: c",
+        "3 folds in place of 5: there are too few groups to deal out",
+    )
+
+
 def test_folds_counted_from_0_keep_their_names() -> None:
     found = folds_of(recordings(4, fold=["0", "0.0", "1", "1"]), list("abab"))
     assert found.chosen(None) == 0
@@ -125,9 +142,11 @@ def test_the_first_fold_is_held_out_unless_said_otherwise() -> None:
 
 def test_early_stopping_watches_the_next_fold_and_never_the_one_that_is_held_out() -> None:
     found = folds_of(recordings(20), ["a", "b"] * 10)
-    assert [found.after(fold) for fold in (1, 4, 5, None)] == [2, 5, 1, 1]
-    with pytest.raises(ValueError, match="none left to watch"):
-        folds_of(recordings(2, fold=["1", "1"]), ["a", "b"]).after(1)
+    assert [found.watched(held) for held in ((1,), (4,), (5,), (), (1, 5), (4, 5))] == [2, 5, 1, 1, 2, 1]
+    few = folds_of(recordings(6, fold=["1", "1", "2", "2", "3", "3"]), list("ababab"))
+    assert few.watched((1,)) == 2
+    with pytest.raises(ValueError, match="no fold is left to train on"):
+        few.watched((1, 2))
 
 
 def test_a_fold_that_is_not_there_is_refused_with_those_that_are() -> None:
@@ -163,4 +182,6 @@ def test_leakage_over_a_given_split_is_counted_by_its_kind_and_named() -> None:
     assert leakage_lines(report)[0] == (
         "1 of 3 held-out recordings have the bytes of a recording that is trained on, as 2.ogg"
     )
-    assert list(crossing_report(table, found)) == ["1", "2"]
+    both = crossing_report(table, found, np.ones(6, bool), [1, 2])
+    assert list(both) == ["1", "2"]
+    assert both["1"] == report
