@@ -14,7 +14,9 @@ from featurestore.ogg_pages import with_serial_number
 from featurestore.synthetic_scenes import SCENES, background, from_distance
 from featurestore.synthetic_songs import RATE_HZ, Species, make_species, sing
 
-AUTHORS = ("A. Field", "B. Marsh", "C. Wood", "D. Shore", "E. Heath", "F. Moor")
+AUTHORS = tuple(
+    f"{initial}. {name}" for name in ("Field", "Marsh", "Wood", "Shore") for initial in "ABCDEFGH"
+)
 LICENCE = "Creative Commons Zero v1.0 Universal"
 FIRST_ID = 9_000_001
 SOUNDSCAPE_SECONDS = 120

@@ -130,9 +130,7 @@ def fit_grid(fitter: Fitter, config: TrainConfig, grid: Grid, way: Way) -> None:
                 "--folds with --nested gives honest ones")  # fmt: skip
     way.say(f"{way.out}/grid.csv; each setting's run: {way.out}/{trials[0].name}, ..")
     if failed:
-        raise ValueError(
-            f"{len(failed)} fits failed and are left out: {'; '.join(_lines(failed))}"
-        )
+        raise ValueError(f"{len(failed)} fits failed and are left out: {'; '.join(_lines(failed))}")
 
 
 def _is_below(failed: dict[Path, str], folder: Path) -> bool:

@@ -123,13 +123,17 @@ def attention_pool(
     return (probabilities * scores.softmax(dim=1)).sum(dim=1)
 
 
-def start_at_prior(classify: nn.Linear) -> None:
-    """Start training at a probability of 1 / K for every class, whatever the input.
+def start_at_prior(classify: nn.Linear, *, from_zero: bool) -> None:
+    """Start training at a probability of 1 / K for every class.
 
-    With another bias the many negatives drown the first steps (Lin et al. 2017, section 4.1). With chance
-    weights, what few recordings say nothing about stays in them as noise (docs/experiments.md).
+    With another bias the many negatives drown the first steps (Lin et al. 2017, section 4.1).
+
+    from_zero: for a classifier that sees the maps themselves. With chance weights, what few recordings
+        say nothing about stays in them as noise. Not behind a ChronoNet, which would learn nothing
+        (both in docs/experiments.md).
     """
-    nn.init.zeros_(classify.weight)
+    if from_zero:
+        nn.init.zeros_(classify.weight)
     nn.init.constant_(classify.bias, -math.log(max(classify.out_features - 1, 1)))
 
 
@@ -141,11 +145,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 class AttentionBlock(nn.Module):
     """Frame-wise classification and attention over frames, per class, always in fp32."""
 
-    def __init__(self, num_inputs: int, num_classes: int) -> None:
+    def __init__(self, num_inputs: int, num_classes: int, *, from_zero: bool) -> None:
         super().__init__()
         self.classify = nn.Linear(num_inputs, num_classes)
         self.attend = nn.Linear(num_inputs, num_classes)
-        start_at_prior(self.classify)
+        start_at_prior(self.classify, from_zero=from_zero)
 
     def forward(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> HeadOutput:
         """Return the frame-wise logits and the logit of the pooled probability."""
@@ -172,14 +176,14 @@ class Head(nn.Module):
         match config.name:
             case "chrononet":
                 self.body: nn.Module = ChronoNet(num_inputs, config)
-                self.block = AttentionBlock(config.gru_units, num_classes)
+                self.block = AttentionBlock(config.gru_units, num_classes, from_zero=False)
             case "attention":
                 self.body = nn.Dropout1d(config.dropout)
-                self.block = AttentionBlock(num_inputs, num_classes)
+                self.block = AttentionBlock(num_inputs, num_classes, from_zero=True)
             case "linear":
                 self.body = nn.Dropout1d(config.dropout)
                 self.classify = nn.Linear(num_inputs, num_classes)
-                start_at_prior(self.classify)
+                start_at_prior(self.classify, from_zero=True)
             case _:
                 raise ValueError(f"head.name must be chrononet, attention or linear: {config.name!r}")
 

@@ -30,7 +30,7 @@ def mixup(batch: Batch, config: MixupConfig, rng: np.random.Generator) -> Batch:
 
     Sources: Zhang et al. 2018, arXiv 1710.09412 (convex); Tokozume et al. 2018, arXiv 1711.10282
     (mixing sounds). That the weighted mean of two maps is the nearest simple guess of the mixed
-    sound's map was measured (docs/experiments.md).
+    sound's map was measured (docs/decisions.md).
     """
     num_clips = len(batch.maps)
     shares = rng.beta(config.alpha, config.alpha, num_clips)

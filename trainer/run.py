@@ -62,9 +62,7 @@ def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[
             raise ValueError(f"{path} exists and is not empty; give another --out, or go on with --resume.")
         facts = read_facts(path)
         if facts.get("kind") != kind:
-            raise ValueError(
-                f"{path} holds a run of {facts.get('kind')}, not of {kind}; give another --out."
-            )
+            raise ValueError(f"{path} holds a run of {facts.get('kind')}, not of {kind}; give another --out.")
         if facts.get("bound_to") != bound_to:
             raise ValueError(
                 f"{path} is a run with another config, of other recordings or labels, or with another "

@@ -4,7 +4,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from shared.config import differences, digest, parse_config, read_sections
+from shared.config import as_sections, differences, digest, parse_config, read_sections
 from shared.features import FeatureConfig
 from trainer.config import TrainConfig
 
@@ -116,3 +116,11 @@ def test_the_baseline_config_is_what_the_programs_do_without_one() -> None:
         FeatureConfig()
     )
     assert parse_config(TrainConfig, dict(sections), foreign=get_type_hints(FeatureConfig)) == (TrainConfig())
+
+
+def test_the_baseline_config_shows_every_key() -> None:
+    defaults = as_sections(FeatureConfig()) | as_sections(TrainConfig())
+    shown = read_sections(Path("configs/baseline.toml"))
+    assert {name: list(values) for name, values in shown.items()} == {
+        name: list(values) for name, values in defaults.items()
+    }

@@ -134,7 +134,7 @@ def test_attention_weights_sum_to_one() -> None:
 
 
 def test_the_attention_block_stays_in_fp32_and_finite_when_it_is_certain() -> None:
-    block = AttentionBlock(4, 3)
+    block = AttentionBlock(4, 3, from_zero=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = block(1e4 * torch.ones(1, 10, 4), full(1))
     assert output.clip_wise.dtype == torch.float32
@@ -148,7 +148,7 @@ def test_scores_are_fp32_under_autocast(name: str) -> None:
 
 
 def test_training_starts_at_one_over_the_number_of_classes() -> None:
-    block = AttentionBlock(4, 50)
+    block = AttentionBlock(4, 50, from_zero=True)
     start = block(torch.randn(1, 10, 4, generator=torch.manual_seed(0)), full(1)).clip_wise.sigmoid()
     assert torch.allclose(start, torch.tensor(1 / 50))
 
