@@ -12,8 +12,6 @@ import click
 from shared.command_line import SET_HELP, one_line_errors, text_table
 
 if TYPE_CHECKING:
-    import torch
-
     from shared.store import FeatureStore
     from trainer.config import TrainConfig
     from trainer.predict import Predictor
@@ -183,6 +181,7 @@ def evaluate(
       trainer evaluate runs/chrononet runs/linear --json
     """
     from shared.embedder import choose_device
+    from trainer import evaluate_command as commands
     from trainer.run import load_run, read_facts
 
     if bool(audio) != bool(truth):
@@ -198,96 +197,21 @@ def evaluate(
                     f"{path} holds predictions of several heads: with --audio or --features name one head's "
                     "run, as fold1 below a run of --folds."
                 )
-            tables[str(path)] = _folded_scores(path)
+            tables[str(path)] = commands.folded_scores(path)
             continue
         run = load_run(path)
-        table = _held_out_scores(run, features, torch_device)
+        table = commands.held_out_scores(run, features, torch_device)
         if audio and truth:
             from trainer.predict import Predictor
 
-            segments = _segment_scores(Predictor(run, torch_device, weights), audio, truth)
+            segments = commands.segment_scores(Predictor(run, torch_device, weights), audio, truth)
             table |= {f"segment_{name}": value for name, value in segments.items()}
         tables[str(path)] = {"head": run.train.head.name, **table}
     if as_json:
         for table in tables.values():
             click.echo(json.dumps({k: None if v != v else v for k, v in table.items()}, indent=2))
     else:
-        click.echo(_scores_text(tables))
-
-
-def _held_out_scores(run: Run, features: Path | None, device: torch.device) -> dict[str, Any]:
-    from shared.store import FeatureStore
-    from trainer.evaluate import validation_scores
-    from trainer.loop import Precision
-
-    run.head.to(device)
-    store = FeatureStore(features or Path(run.facts["features"]), run.facts["stage"])
-    return dict(validation_scores(run, store, Precision(device)).table(interval=True))
-
-
-def _folded_scores(path: Path) -> dict[str, Any]:
-    from trainer.folded import head_name, out_of_fold_figures
-    from trainer.out_of_fold import read_out_of_fold
-
-    table = read_out_of_fold(path)
-    return {"head": head_name(path), **out_of_fold_figures(table, interval=True)}
-
-
-def _segment_scores(predictor: Predictor, audio: Path, truth: Path) -> dict[str, Any]:
-    import numpy as np
-
-    from trainer.evaluate import read_events, segment_truth
-    from trainer.metrics import Scores
-    from trainer.predict import find_recordings
-
-    row_ids: list[str] = []
-    scores: list[np.ndarray] = []
-    for path in find_recordings(audio):
-        try:
-            decoder = predictor.open(path)
-        except ValueError as error:
-            click.echo(f"{path.name} is left out: {error}", err=True)
-            continue
-        parts = [segments.clip_wise for segments in predictor.segments(decoder)]
-        row_ids += [predictor.row_id(path, number) for number in range(sum(map(len, parts)))]
-        scores += parts
-    if not scores:
-        raise ValueError(f"{audio} holds no recordings that can be read.")
-    species = predictor.run.taxonomy.species
-    events = segment_truth(read_events(truth), row_ids, species, predictor.segment_seconds)
-    return Scores(np.concatenate(scores), events, np.ones_like(events)).table(interval=True)
-
-
-def _scores_text(tables: dict[str, dict[str, Any]]) -> str:
-    """Return a row per run; columns of segments only where they were scored."""
-    columns = {
-        "recordings' macro ROC-AUC": "macro_roc_auc",
-        "cmAP": "cmap",
-        "top-1": "top1",
-        "segments' macro ROC-AUC": "segment_macro_roc_auc",
-    }
-    shown = {title: key for title, key in columns.items() if any(key in t for t in tables.values())}
-
-    def cell(table: dict[str, Any], key: str) -> str:
-        if table[key] != table[key]:  # nan: no class had both a positive and a negative
-            return "no class scored"
-        return f"{table[key]:.3f} [{table[f'{key}_low']:.3f}, {table[f'{key}_high']:.3f}]"
-
-    def over_folds(table: dict[str, Any]) -> list[str]:
-        if not any("folds" in one for one in tables.values()):
-            return []
-        if "folds" not in table:
-            return [""]
-        mean, deviation = table["macro_roc_auc_fold_mean"], table["macro_roc_auc_fold_sd"]
-        return [f"{mean:.3f} (sd {deviation:.3f}, {table['folds']} folds)"]
-
-    rows = [
-        [path, table["head"], *(cell(table, key) for key in shown.values()), *over_folds(table),
-         f"{table['classes_scored']}/{table['classes_scored'] + table['classes_left_out']}"]
-        for path, table in tables.items()
-    ]  # fmt: skip
-    folded = ["macro ROC-AUC by fold"] if any("folds" in table for table in tables.values()) else []
-    return text_table(["run", "head", *shown, *folded, "classes scored"], rows)
+        click.echo(commands.scores_text(tables))
 
 
 @main.command()

@@ -18,6 +18,13 @@ def batch(num: int = 16) -> Batch:
     )
 
 
+def numbered(num: int) -> Batch:
+    """Clips whose constant map and label both say which one it is: a share can be read off a mix."""
+    eye = torch.eye(num)
+    maps = eye.view(num, num, 1, 1).expand(-1, -1, 2, 10)
+    return Batch(maps, eye, torch.ones(num, num), torch.ones(num, 10, dtype=torch.bool))
+
+
 def test_the_same_generator_state_gives_the_same_bits() -> None:
     one, two = (mixup(batch(), MixupConfig(), np.random.default_rng(3)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -31,13 +38,7 @@ def test_probability_0_changes_nothing() -> None:
 def test_maps_and_targets_are_mixed_with_the_same_clip_by_the_same_share() -> None:
     """With clips numbered by a constant map, the share can be read off and must explain the rest."""
     num = 32
-    eye = torch.eye(num)
-    plain = Batch(
-        eye.view(num, num, 1, 1).expand(-1, -1, 2, 10),
-        eye,
-        torch.ones(num, num),
-        torch.ones(num, 10, dtype=torch.bool),
-    )
+    plain = numbered(num)
     mixed = mixup(plain, MixupConfig(probability=1.0, alpha=1.0), np.random.default_rng(0))
     assert torch.allclose(mixed.maps[:, :, 0, 0], mixed.targets)
     assert (mixed.weights == 1).all()
@@ -63,26 +64,15 @@ def test_what_is_unknown_in_one_part_is_unknown_in_the_mix() -> None:
 
 def test_weights_are_mixed_by_the_share_of_the_maps() -> None:
     num = 32
-    eye = torch.eye(num)
-    plain = Batch(
-        eye.view(num, num, 1, 1).expand(-1, -1, 2, 10),
-        eye,
-        (1 + torch.arange(num)).float().unsqueeze(1).expand(-1, num),
-        torch.ones(num, 10, dtype=torch.bool),
-    )
+    weights = (1 + torch.arange(num)).float().unsqueeze(1).expand(-1, num)
+    plain = numbered(num)._replace(weights=weights)
     mixed = mixup(plain, MixupConfig(probability=1.0, alpha=1.0), np.random.default_rng(0))
     assert torch.allclose(mixed.weights, mixed.maps[:, :, 0, 0] @ plain.weights)
 
 
 def test_an_additive_mix_has_the_labels_of_both_parts() -> None:
     num = 32
-    eye = torch.eye(num)
-    plain = Batch(
-        eye.view(num, num, 1, 1).expand(-1, -1, 2, 10),
-        eye,
-        torch.ones(num, num),
-        torch.ones(num, 10, dtype=torch.bool),
-    )
+    plain = numbered(num)
     config = MixupConfig(kind="additive", probability=1.0, alpha=1.0)
     mixed = mixup(plain, config, np.random.default_rng(0))
     assert torch.equal(mixed.targets, (mixed.maps[:, :, 0, 0] > 0).float())
