@@ -20,20 +20,20 @@ demo: $(STAMP)
 	$(BIN)/featurestore build --config configs/demo.toml --metadata $(DEMO)/data/train_metadata.csv \
 	    --audio $(DEMO)/data/train_audio --out $(DEMO)/features.zarr
 	$(BIN)/trainer fit --features $(DEMO)/features.zarr --config configs/demo.toml \
-	    --out $(DEMO)/runs/chrononet
+	    --out $(DEMO)/runs/attention
 	$(BIN)/trainer fit --features $(DEMO)/features.zarr --config configs/demo.toml \
 	    --out $(DEMO)/runs/linear --set head.name=linear
-	$(BIN)/trainer predict $(DEMO)/runs/chrononet --audio $(DEMO)/data/soundscapes \
+	$(BIN)/trainer predict $(DEMO)/runs/attention --audio $(DEMO)/data/soundscapes \
 	    --out $(DEMO)/submission.csv --png $(DEMO)/pictures --truth $(DEMO)/data/truth.csv
 	@echo
-	@$(BIN)/trainer evaluate $(DEMO)/runs/chrononet $(DEMO)/runs/linear \
+	@$(BIN)/trainer evaluate $(DEMO)/runs/attention $(DEMO)/runs/linear \
 	    --audio $(DEMO)/data/soundscapes --truth $(DEMO)/data/truth.csv
 	@echo
 	@echo "Held-out recordings, and 5-second segments of soundscapes against their truth; 0.5 is chance."
 	@echo "Look at:"
 	@echo "  $(DEMO)/pictures/synth_000.png       what was heard, and what the run makes of it"
 	@echo "  $(DEMO)/submission.csv               a row per 5-second segment"
-	@echo "  $(DEMO)/runs/chrononet/per_class.csv scores per species; metrics.jsonl: per epoch"
+	@echo "  $(DEMO)/runs/attention/per_class.csv scores per species; metrics.jsonl: per epoch"
 	@echo "  $(DEMO)/features.zarr                the store; $(BIN)/featurestore info $(DEMO)/features.zarr"
 
 test: $(STAMP)

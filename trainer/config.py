@@ -98,9 +98,9 @@ class HeadConfig:
     frequency: "rows" (every channel at every frequency is an input) or "mean" (over frequency).
     """
 
-    name: str = "chrononet"
+    name: str = "attention"
     stage: str = ""
-    frequency: str = "mean"
+    frequency: str = "rows"
     filters: int = 32
     gru_units: int = 64
     strides: int = 1

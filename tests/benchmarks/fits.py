@@ -76,29 +76,28 @@ def drawn_steps(fitter: Fitter, config: TrainConfig, num_steps: int) -> Iterator
     return training_steps(prepared.data, rows[:, None])
 
 
-def stored_seconds_per_clip(path: Path) -> tuple[float, float]:
+def stored_seconds_per_clip(path: Path, head_config: HeadConfig) -> tuple[float, float]:
     """Measure our own path: weighted drawing, the direct reader, one prefetch thread."""
     fitter, config = fitter_of(path)
     data = fitter.data(config)
 
     def epoch() -> None:
-        head = Head(*data.store.maps.row_shape[:2], len(data.taxonomy), config.head)
+        head = Head(*data.store.maps.row_shape[:2], len(data.taxonomy), head_config)
         trained(head, drawn_steps(fitter, config, STORED_STEPS), STORED_STEPS)
 
     epoch()  # warm-up
     return timed(epoch, STORED_STEPS * BATCH)
 
 
-def data_efficiency(path: Path, name: str, frequency: str) -> tuple[float, float]:
+def data_efficiency(path: Path, head_config: HeadConfig) -> tuple[float, float]:
     """Return steps per second with the real data path, and with one constant batch in memory.
 
-    In turns, medians of REPEATS; the steps are the same, weights, optimiser and mixup included.
+    In turns, medians of REPEATS; the steps are the same otherwise.
     """
     fitter, config = fitter_of(path)
     data = fitter.data(config)
     (constant,) = next(iter(drawn_steps(fitter, config, 1)))
     constant = Batch(constant.maps.clone(), *constant[1:])
-    head_config = HeadConfig(name=name, frequency=frequency)
 
     def run(steps: Iterator[list[Batch]]) -> None:
         head = Head(*data.store.maps.row_shape[:2], len(data.taxonomy), head_config)
@@ -192,7 +191,9 @@ class Recordings(Dataset[torch.Tensor]):
         return torch.from_numpy(np.pad(samples, (0, 160_000 - len(samples))))
 
 
-def on_the_fly_seconds_per_clip(store: FeatureStore, audio: Path, *, fast: bool) -> tuple[float, float]:
+def on_the_fly_seconds_per_clip(
+    store: FeatureStore, audio: Path, head_config: HeadConfig, *, fast: bool
+) -> tuple[float, float]:
     """Measure decoding, log-mel and frozen backbone in front of the head in every step."""
     maps_of = _fast_front_end(store) if fast else _plain_front_end(store)
     data = Recordings(store, audio, FLY_STEPS * BATCH)
@@ -211,7 +212,7 @@ def on_the_fly_seconds_per_clip(store: FeatureStore, audio: Path, *, fast: bool)
 
     def epoch() -> None:
         num_channels, num_rows, _ = store.maps.row_shape
-        trained(Head(num_channels, num_rows, num_classes, TrainConfig().head), steps(), FLY_STEPS)
+        trained(Head(num_channels, num_rows, num_classes, head_config), steps(), FLY_STEPS)
 
     return timed(epoch, FLY_STEPS * BATCH)
 

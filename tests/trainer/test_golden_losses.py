@@ -34,7 +34,7 @@ def steps(epoch: int) -> list[list[Batch]]:
 def test_the_losses_are_those_committed(name: str) -> None:
     torch.manual_seed(0)
     config = FitConfig(learning_rate=0.01)
-    head = Head(12, 3, 5, HeadConfig(name=name, filters=8, gru_units=16, dropout=0.0))
+    head = Head(12, 3, 5, HeadConfig(name=name, filters=8, gru_units=16, dropout=0.0, frequency="mean"))
     optimiser = make_optimiser(head, config)
     rate = partial(warmup_cosine, num_steps=24, warmup=config.warmup)
     training = Training(head, optimiser, rate, Precision(torch.device("cpu")), LossConfig(), clip_norm=1.0)

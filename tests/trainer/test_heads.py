@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from trainer.config import FREQUENCIES, HEADS, HeadConfig
 from trainer.heads import AttentionBlock, ChronoNet, Head, Inception, attention_pool, shrink_mask
 
-CONFIG = HeadConfig(filters=4, gru_units=6)
+CONFIG = HeadConfig(name="chrononet", filters=4, gru_units=6)
 
 
 def make_head(name: str, strides: int = 1, frequency: str = "rows") -> Head:

@@ -26,7 +26,7 @@ CPU = Precision(torch.device("cpu"))
 
 def make_head(dtype: torch.dtype = torch.float32) -> Head:
     torch.manual_seed(0)
-    head = Head(6, 2, 4, HeadConfig(filters=4, gru_units=8, dropout=0.0)).to(dtype)
+    head = Head(6, 2, 4, HeadConfig(name="chrononet", filters=4, gru_units=8, dropout=0.0)).to(dtype)
     return head
 
 
