@@ -117,7 +117,7 @@ def test_several_runs_are_compared_in_one_table(fit_tiny: Callable[..., Path], r
     one, two = fit_tiny("one"), fit_tiny("two", "--set", "head.name=linear")
     lines = run_program("trainer", "evaluate", one, two).output.splitlines()
     assert "macro ROC-AUC" in lines[0]
-    assert "chrononet" in lines[2]
+    assert "attention" in lines[2]
     assert "linear" in lines[3]
 
 
