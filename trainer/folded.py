@@ -72,9 +72,8 @@ def out_of_fold_figures(table: OutOfFold, *, interval: bool) -> dict[str, float 
     by_fold = [table.of_folds(fold).scores().table(interval=False) for fold in table.folds]
     for name in FIGURES:
         values = [float(one[name]) for one in by_fold if one[name] == one[name]]
-        if values:
-            figures[f"{name}_fold_mean"] = statistics.fmean(values)
-            figures[f"{name}_fold_sd"] = statistics.stdev(values) if len(values) > 1 else float("nan")
+        figures[f"{name}_fold_mean"] = statistics.fmean(values) if values else float("nan")
+        figures[f"{name}_fold_sd"] = statistics.stdev(values) if len(values) > 1 else float("nan")
     return figures | {"folds": len(table.folds)}
 
 

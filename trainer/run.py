@@ -145,10 +145,9 @@ def load_run(path: Path) -> Run:
         ValueError: no run, of another format, of several folds, or with a damaged file.
     """
     facts = read_facts(path)
-    if "runs" in facts:
-        raise ValueError(
-            f"{path} holds {len(facts['runs'])} runs, one a fold; name one: {path / facts['runs'][0]}."
-        )
+    if facts.get("kind", "head") != "head":
+        first = path / facts["runs"][0] if facts.get("runs") else "a run of `trainer fit`"
+        raise ValueError(f"{path} holds no head of its own; name one, as in {first}.")
     try:
         sections = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         tensors = load_file(path / "head.safetensors")

@@ -122,6 +122,9 @@ def test_a_grid_tables_its_settings_and_nested_selection_never_sees_the_fold(
     assert first["low"] <= first["b"] - first["a"] <= first["high"]
     facts = json.loads(run_program("trainer", "evaluate", out / "grid/chosen/seed1", "--json").output)
     assert facts["rows_scored"] == 12
+    for more in (["evaluate", "--features", "s.zarr"], ["predict", "--audio", out, "--out", out / "s.csv"]):
+        said = run_program("trainer", more[0], out / "grid" / "chosen" / "seed1", *more[1:], status=2).output
+        assert "holds predictions of several heads" in said or "holds no head of its own" in said
 
 
 def test_a_setting_that_diverges_does_not_stop_the_others(fit: Fit, out: Path, tmp_path: Path) -> None:

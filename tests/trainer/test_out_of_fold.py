@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.taxonomy import Taxonomy
+from trainer.folded import out_of_fold_figures
 from trainer.out_of_fold import COLUMNS, OutOfFold, read_out_of_fold, write_out_of_fold
 
 
@@ -35,6 +36,15 @@ def test_a_table_comes_back_as_it_was(species: tuple[str, ...], tmp_path: object
     assert np.array_equal(back.logits, whole.logits)
     assert back.recordings.equals(whole.recordings[COLUMNS])
     assert back.scores().truth.sum() == 7
+
+
+def test_folds_of_which_none_can_be_scored_have_no_mean_and_no_spread() -> None:
+    whole = table(("a", "b"), 2)
+    alone = OutOfFold(whole.recordings.assign(fold=[1, 2]), whole.logits, whole.taxonomy)
+    figures = out_of_fold_figures(alone, interval=False)
+    assert np.isnan(figures["macro_roc_auc_fold_mean"])
+    assert np.isnan(figures["macro_roc_auc_fold_sd"])
+    assert figures["folds"] == 2
 
 
 @given(st.integers(1, 12), st.integers(0, 5))
