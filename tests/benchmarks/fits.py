@@ -4,6 +4,7 @@ import os
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from shared.taxonomy import Taxonomy
 from shared.timm_door import import_timm
 from shared.weights import find_weights
 from trainer.config import HeadConfig, LossConfig, SplitConfig, TrainConfig
-from trainer.data import feature_config, training_steps
+from trainer.data import ClipData, feature_config, training_steps
 from trainer.heads import Head
 from trainer.jobs import Fitter, Job
 from trainer.loop import Precision, Training, make_optimiser, warmup_cosine
@@ -33,6 +34,7 @@ from trainer.mixup import Batch
 
 BATCH = 64
 STORED_STEPS, FLY_STEPS, EFFICIENCY_STEPS, MEMORY_STEPS = 40, 3, 40, 60
+EFFICIENCY_REPEATS = 15
 SHARD_CLIPS, NUM_RECORDINGS = 512, 1000
 CPU = torch.device("cpu")
 
@@ -69,11 +71,16 @@ def fitter_of(path: Path) -> tuple[Fitter, TrainConfig]:
     return Fitter(path, taxonomy, CPU), config
 
 
-def drawn_steps(fitter: Fitter, config: TrainConfig, num_steps: int) -> Iterator[list[Batch]]:
-    """Return steps as `trainer fit` makes them."""
+def drawn_rows(fitter: Fitter, config: TrainConfig, num_steps: int) -> tuple[ClipData, np.ndarray]:
+    """Return the data of a fit, and its rows as drawn (steps, 1, BATCH)."""
     prepared = fitter.prepare(Job(Path(), config, (1,)))
     rows = prepared.sampler.draw_epoch(num_steps, BATCH, np.random.default_rng(0))
-    return training_steps(prepared.data, rows[:, None])
+    return prepared.data, rows[:, None]
+
+
+def drawn_steps(fitter: Fitter, config: TrainConfig, num_steps: int) -> Iterator[list[Batch]]:
+    """Return steps as `trainer fit` makes them."""
+    return training_steps(*drawn_rows(fitter, config, num_steps))
 
 
 def stored_seconds_per_clip(path: Path, head_config: HeadConfig) -> tuple[float, float]:
@@ -89,14 +96,15 @@ def stored_seconds_per_clip(path: Path, head_config: HeadConfig) -> tuple[float,
     return timed(epoch, STORED_STEPS * BATCH)
 
 
-def data_efficiency(path: Path, head_config: HeadConfig) -> tuple[float, float]:
-    """Return steps per second with the real data path, and with one constant batch in memory.
+def data_efficiency(path: Path, head_config: HeadConfig) -> tuple[float, float, float]:
+    """Return steps per second with the real data path, with one constant batch, and without a head.
 
-    In turns, medians of REPEATS; the steps are the same otherwise.
+    In turns, medians of EFFICIENCY_REPEATS; the steps are the same otherwise. What is done once per fit
+    (tables, split) is done before.
     """
     fitter, config = fitter_of(path)
-    data = fitter.data(config)
-    (constant,) = next(iter(drawn_steps(fitter, config, 1)))
+    data, rows = drawn_rows(fitter, config, EFFICIENCY_STEPS)
+    (constant,) = next(iter(training_steps(data, rows)))
     constant = Batch(constant.maps.clone(), *constant[1:])
 
     def run(steps: Iterator[list[Batch]]) -> None:
@@ -105,11 +113,14 @@ def data_efficiency(path: Path, head_config: HeadConfig) -> tuple[float, float]:
 
     seconds = median_seconds(
         {
-            "real": lambda: run(drawn_steps(fitter, config, EFFICIENCY_STEPS)),
+            "real": lambda: run(training_steps(data, rows)),
             "constant": lambda: run(iter([[constant]] * EFFICIENCY_STEPS)),
-        }
+            "data alone": lambda: deque(training_steps(data, rows), maxlen=0),
+        },
+        repeats=EFFICIENCY_REPEATS,
     )
-    return EFFICIENCY_STEPS / seconds["real"], EFFICIENCY_STEPS / seconds["constant"]
+    real, constant_batch, alone = (EFFICIENCY_STEPS / value for value in seconds.values())
+    return real, constant_batch, alone
 
 
 def write_repeated_store(path: Path, like: Path, num_rows: int) -> int:

@@ -13,14 +13,17 @@ REPEATS = 5
 
 
 def median_seconds(
-    works: dict[str, Callable[[], object]], before: Callable[[], object] | None = None
+    works: dict[str, Callable[[], object]],
+    before: Callable[[], object] | None = None,
+    *,
+    repeats: int = REPEATS,
 ) -> Numbers:
     """Return each work's median wall time; taken in turns, so that a slow minute hits all alike.
 
     before: called before every work, not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(REPEATS + 1):
+    for repeat in range(repeats + 1):
         for name, work in works.items():
             if before is not None:
                 before()

@@ -133,10 +133,13 @@ def fit() -> Numbers:
         path = build_store(Path(name))
         rows = []
         for head, config in heads.items():
-            real, constant = fits.data_efficiency(path, config)
-            rows.append([head, f"{real:.1f}", f"{constant:.1f}", f"{real / constant:.3f}"])
+            real, constant, alone = fits.data_efficiency(path, config)
+            row = [head, f"{real:.1f}", f"{constant:.1f}", f"{real / constant:.3f}"]
+            rows.append([*row, f"{alone:.0f}", f"{constant / alone:.3f}"])
             numbers[f"fit.data_efficiency_{head}"] = real / constant
-        show("Training steps of 64 clips", ["head", "steps/s", "with one constant batch", "ratio"], rows)
+            numbers[f"fit.data_share_{head}"] = constant / alone
+        header = ["head", "steps/s", "with one constant batch", "ratio", "data alone", "its share of a step"]
+        show("Training steps of 64 clips", header, rows)
         store, audio, default = FeatureStore(path), Path(name) / "audio", heads["attention_rows"]
         stored = {head: fits.stored_seconds_per_clip(path, config) for head, config in heads.items()}
         plain = fits.on_the_fly_seconds_per_clip(store, audio, default, fast=False)
