@@ -14,6 +14,8 @@ import tomli_w
 
 Sections = dict[str, dict[str, Any]]
 ConfigT = TypeVar("ConfigT")
+TABLES = tuple[dict[str, Any], ...]
+WANTED: dict[Any, str] = {tuple[str, ...]: "a list of strings", TABLES: "a list of tables"}
 
 
 def read_sections(path: Path | None, overrides: Iterable[str] = ()) -> Sections:
@@ -94,8 +96,10 @@ def _check_keys(section: str, kind: type, values: dict[str, Any]) -> list[str]:
             errors.append(f"{section}.{key} must be a finite number, got {value}")
         elif hints[key] == tuple[str, ...] and type(value) in (str, list, tuple):
             values[key] = (value,) if type(value) is str else tuple(map(str, value))
+        elif hints[key] == TABLES and type(value) in (list, tuple) and all(type(v) is dict for v in value):
+            values[key] = tuple(value)
         elif type(value) is not hints[key]:
-            wanted = "a list of strings" if hints[key] == tuple[str, ...] else hints[key].__name__
+            wanted = WANTED.get(hints[key]) or hints[key].__name__
             errors.append(f"{section}.{key} must be {wanted}, got {value!r}")
     return errors
 

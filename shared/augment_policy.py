@@ -1,0 +1,178 @@
+"""A policy of augmentations: which transforms, how often, over which ranges, all in turn or one of some."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor
+
+from shared.augment import TRANSFORMS, Waveforms
+from shared.background import BackgroundNoise
+
+Step = dict[str, Any]
+OWN_KEYS = ("apply", "probability", "weight")
+
+DEFAULT_STEPS: tuple[Step, ...] = (
+    {"apply": "circular_shift", "probability": 0.5},
+    {
+        "one_of": [{"apply": "time_stretch"}, {"apply": "playback_speed"}, {"apply": "pitch_shift"}],
+        "probability": 0.2,
+    },
+    {"one_of": [{"apply": "gaussian_noise"}, {"apply": "pink_noise"}], "probability": 0.5},
+    {"one_of": [{"apply": "time_mask"}, {"apply": "frequency_mask"}], "probability": 0.3},
+    {"apply": "low_pass", "probability": 0.2},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Section [augment].
+
+    steps: tables, used in order. `apply` names a transform of shared/augment.py, "background_noise", or
+        any callable of the same form as "module:name"; the other keys are its own, as in snr_db = [5, 30].
+        `one_of` is a list of such tables of which one is drawn, by its `weight` (1 where none is given).
+        `probability` (1 where none is given) is that of a clip to get the step.
+    """
+
+    steps: tuple[Step, ...] = DEFAULT_STEPS
+
+    def __post_init__(self) -> None:
+        for number, step in enumerate(self.steps, 1):
+            try:
+                _check_step(step)
+            except ValueError as error:
+                raise ValueError(f"steps[{number}]: {error}") from error
+
+
+def _check_step(step: Step) -> None:
+    probability = step.get("probability", 1.0)
+    if isinstance(probability, bool) or not (isinstance(probability, int | float) and 0 <= probability <= 1):
+        raise ValueError(f"probability must be in 0..1, got {probability!r}.")
+    if "one_of" not in step:
+        _check_choice(step)
+        return
+    is_list = isinstance(step["one_of"], list | tuple) and step["one_of"]
+    if not is_list or set(step) - {"one_of", "probability"}:
+        raise ValueError("one_of must be a list of tables, with a probability beside it and nothing else.")
+    for choice in step["one_of"]:
+        if not isinstance(choice, dict) or "probability" in choice:
+            raise ValueError("each of one_of is a table with a weight in place of a probability.")
+        weight = choice.get("weight", 1.0)
+        if not (isinstance(weight, int | float) and weight > 0):
+            raise ValueError(f"weight must be above 0, got {weight!r}.")
+        _check_choice(choice)
+
+
+def _check_choice(choice: Step) -> None:
+    """Look that the transform exists and takes these keys, and that ranges are ranges."""
+    if "apply" not in choice:
+        raise ValueError('each step names its transform, as in apply = "pink_noise", or is a one_of.')
+    keys = _own_keys(_transform(choice["apply"]))
+    for key, value in choice.items():
+        if key in OWN_KEYS:
+            continue
+        if key not in keys:
+            known = ", ".join(sorted(set(keys) - {"sample_rate_hz"})) or "nothing"
+            raise ValueError(f"{choice['apply']} has no {key}; it takes {known}.")
+        default = keys[key]
+        if isinstance(default, tuple):
+            is_range = isinstance(value, list | tuple) and len(value) == 2
+            if not (is_range and all(isinstance(bound, int | float) for bound in value)):
+                raise ValueError(
+                    f"{choice['apply']}.{key} must be a range, as in {list(default)}; got {value!r}."
+                )
+            if value[0] > value[1]:
+                raise ValueError(f"{choice['apply']}.{key} must rise, got {list(value)}.")
+            if min(default) > 0 and value[0] <= 0:
+                raise ValueError(f"{choice['apply']}.{key} must be above 0, got {list(value)}.")
+
+
+def _transform(name: Any) -> Callable[..., Any]:
+    """Return the transform of a name, or the class that makes it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name == "background_noise":
+        return BackgroundNoise
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    module, colon, attribute = str(name).partition(":")
+    if not colon:
+        known = ", ".join([*sorted(TRANSFORMS), "background_noise"])
+        raise ValueError(f"unknown transform {name!r}; known: {known}, or your own as module:name.")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"{name} is not callable.")
+    return found
+
+
+def _own_keys(transform: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keyword parameters of a transform with their defaults, or those that its class takes."""
+    parameters = inspect.signature(transform).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+class Policy:
+    """Waveforms (B, S) of -1..1 and a generator on their device to augmented waveforms of the same shape."""
+
+    def __init__(self, config: AugmentConfig, sample_rate_hz: int, clip_samples: int) -> None:
+        """Make every transform ready.
+
+        Raises:
+            ValueError: a folder or store of background recordings cannot be used.
+        """
+        given = {"sample_rate_hz": sample_rate_hz, "clip_samples": clip_samples}
+        self._steps = [_MadeStep(step, given) for step in config.steps]
+
+    def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
+        """Return new waveforms; the given ones stay as they are."""
+        for step in self._steps:
+            waveforms = step(waveforms, rng)
+        return waveforms
+
+
+class _MadeStep:
+    """One step: which clips get it, and which of its transforms each gets."""
+
+    def __init__(self, step: Step, given: Mapping[str, int]) -> None:
+        choices: Sequence[Step] = step.get("one_of", [step])
+        self._probability = float(step.get("probability", 1.0))
+        weights = torch.tensor([float(choice.get("weight", 1.0)) for choice in choices])
+        self._bounds = (weights.cumsum(0) / weights.sum()).tolist()
+        self._transforms = [_made(choice, given) for choice in choices]
+
+    def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
+        drawn, choice = torch.rand(2, len(waveforms), generator=rng, device=waveforms.device).cpu()
+        number = torch.bucketize(choice, torch.tensor(self._bounds[:-1]), right=True)
+        changed = waveforms
+        for place, transform in enumerate(self._transforms):
+            rows = ((drawn < self._probability) & (number == place)).nonzero().flatten()
+            if len(rows):
+                if changed is waveforms:
+                    changed = waveforms.clone()
+                rows = rows.to(waveforms.device)
+                changed[rows] = transform(waveforms[rows], rng)
+        return changed
+
+
+def _made(choice: Step, given: Mapping[str, int]) -> Callable[[Tensor, Generator], Tensor]:
+    """Bind a transform's keys; one that is a class is made once, and is called afterwards."""
+    transform = _transform(choice["apply"])
+    keys = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in choice.items() if key not in OWN_KEYS}  # fmt: skip
+    keys |= {key: value for key, value in given.items() if key in _own_keys(transform)}
+    if inspect.isclass(transform):
+        return cast(Callable[[Tensor, Generator], Tensor], transform(**keys))
+
+    def bound(waveforms: Tensor, rng: Generator) -> Tensor:
+        found: Tensor = transform(waveforms, rng, **keys)
+        return found
+
+    return bound
