@@ -23,7 +23,7 @@ class Progress:
     """How far a training is.
 
     history: one dict of metrics per epoch. best_epoch, best_score: by the watched fold, where one is
-    watched; best_weights: the scored head's of that epoch.
+    watched; best_weights: the scored model's of that epoch.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -42,9 +42,9 @@ def save_checkpoint(folder: Path, training: Training, progress: Progress, bound_
 
     bound_to: what the training is of (config, data, split); a checkpoint of another one is refused.
     """
-    tensors = {f"head.{name}": value for name, value in training.head.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in training.model.state_dict().items()}
     if training.averaged:
-        tensors |= {f"averaged.{n}": v for n, v in training.averaged.head.state_dict().items()}
+        tensors |= {f"averaged.{n}": v for n, v in training.averaged.model.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in progress.best_weights.items()}
     for number, state in training.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -83,9 +83,9 @@ def load_checkpoint(folder: Path, training: Training, bound_to: str) -> Progress
             f"{folder} is a training with another config, of other recordings or labels, or with another "
             "split; go on with what it was begun with, or give another --out."
         )
-    training.head.load_state_dict(_below(tensors, "head."))
+    training.model.load_state_dict(_below(tensors, "model."))
     if training.averaged:
-        training.averaged.head.load_state_dict(_below(tensors, "averaged."))
+        training.averaged.model.load_state_dict(_below(tensors, "averaged."))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _below(tensors, "optimiser.").items():
         number, _, key = name.partition(".")

@@ -4,22 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from shared.config import differences
 from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.data import ClipData, all_batches
-from trainer.heads import Head
 from trainer.loop import Precision, recording_scores, score_clips
 from trainer.metrics import Scores
 from trainer.run import Run
 
 
 def score_recordings(
-    head: Head, data: ClipData, rows: np.ndarray, precision: Precision
+    model: nn.Module, data: ClipData, rows: np.ndarray, precision: Precision
 ) -> tuple[np.ndarray, Scores]:
     """Return recordings (N,), sorted, and their scores: the means of their clips' logits."""
-    logits = score_clips(head, all_batches(data, rows), precision)
+    logits = score_clips(model, all_batches(data, rows), precision)
     recordings, scores = recording_scores(logits, data.recording_of_row[rows])
     targets = data.targets
     truth, weights = targets.recording_truth[recordings], targets.recording_weights[recordings]
@@ -60,7 +60,7 @@ def validation_scores(run: Run, store: FeatureStore, precision: Precision) -> Sc
     rows = rows[np.array(there)[data.recording_of_row[rows]]]
     if not len(rows):
         raise ValueError(f"{store.path} holds none of the recordings that {run.path} held out.")
-    return score_recordings(run.head, data, rows, precision)[1]
+    return score_recordings(run.model, data, rows, precision)[1]
 
 
 def write_class_table(scores: Scores, taxonomy: Taxonomy, path: Path) -> None:

@@ -20,7 +20,7 @@ from trainer.run import Run
 
 def held_out_scores(run: Run, features: Path | None, device: torch.device) -> dict[str, Any]:
     """Score the recordings that one head held out, from its own store or another."""
-    run.head.to(device)
+    run.model.to(device)
     store = FeatureStore(features or Path(run.facts["features"]), run.facts["stage"])
     return dict(validation_scores(run, store, Precision(device)).table(interval=True))
 

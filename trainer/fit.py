@@ -1,15 +1,16 @@
-"""Train a head on a store's maps, from the config to the run folder."""
+"""Train on a store, from the config to the run folder: a head on its maps, or what another recipe says."""
 
 import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from shared.config import as_sections, digest
 from trainer.checkpoint import Progress, load_checkpoint, remove_checkpoint, save_checkpoint
@@ -20,7 +21,7 @@ from trainer.evaluate import score_recordings, write_class_table
 from trainer.heads import Head
 from trainer.leakage import leakage_report
 from trainer.loop import AveragedWeights, NotFiniteError, Precision, Training, make_optimiser, warmup_cosine
-from trainer.mixup import mixup
+from trainer.mixup import Batch, mixup
 from trainer.out_of_fold import FILE as OUT_OF_FOLD
 from trainer.out_of_fold import tabulate, write_out_of_fold
 from trainer.run import (
@@ -58,6 +59,56 @@ class Prepared:
     watched_rows: np.ndarray
     loss_weights: np.ndarray | None
     remarks: tuple[str, ...]
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """What is trained, and on what: the loop, the split and the run folder are the same for all."""
+
+    kind: str
+
+    def model(self, prepared: Prepared, config: TrainConfig, device: torch.device) -> nn.Module:
+        """Return a fresh model on the device; its chance is seeded already."""
+
+    def optimiser(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """Return what moves its weights."""
+
+    def mix(self, config: TrainConfig, epoch: int) -> Callable[[Batch], Batch]:
+        """Return what is done to every batch of an epoch on the device, with chance of its own."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides the weights beside config, data and split; for run.json."""
+
+
+class HeadRecipe:
+    """A head on stored maps, mixed in feature space."""
+
+    kind = "head"
+
+    def model(self, prepared: Prepared, config: TrainConfig, device: torch.device) -> nn.Module:
+        """Return a head that standardises by training clips."""
+        maps = prepared.data.store.maps
+        num_channels, num_rows, _ = maps.row_shape
+        head = Head(num_channels, num_rows, len(prepared.data.taxonomy), config.head)
+        sample = prepared.training_rows
+        if len(sample) > STANDARDISE_CLIPS:
+            rng = np.random.default_rng(config.fit.seed)
+            sample = rng.choice(sample, STANDARDISE_CLIPS, replace=False)
+        head.standardise.set_from(torch.from_numpy(maps.read(np.sort(sample))))
+        return head.to(device)
+
+    def optimiser(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """Return AdamW."""
+        return make_optimiser(model, config.fit)
+
+    def mix(self, config: TrainConfig, epoch: int) -> Callable[[Batch], Batch]:
+        """Return mixup."""
+        rng = np.random.default_rng([config.fit.seed, epoch, 1])
+        return functools.partial(mixup, config=config.mixup, rng=rng)
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing: config, data and split decide."""
+        return {}
 
 
 def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], object]) -> Folds:
@@ -130,6 +181,7 @@ def fit(
     out: Path,
     device: torch.device,
     *,
+    recipe: Recipe,
     resume: bool,
     say: Callable[[str], object],
     step_done: Callable[[int], object],
@@ -140,14 +192,14 @@ def fit(
     that was best on the watched fold: the held-out folds are scored and never chosen by. Killed and
     resumed, a training on the CPU ends in the same bits.
     """
-    bound_to = _bound_to(prepared, config)
+    bound_to = _bound_to(prepared, config, recipe)
     num_steps = steps_per_epoch(prepared, config) * config.fit.epochs
-    if claim_folder(out, "head", bound_to, resume=resume).get("finished"):
+    if claim_folder(out, recipe.kind, bound_to, resume=resume).get("finished"):
         say(f"{out} is finished already")
         step_done(num_steps)
         return load_run(out)
-    training = _training(prepared, config, device)
-    run = _run(prepared, config, training, out, bound_to)
+    training = _training(prepared, config, device, recipe)
+    run = _run(prepared, config, training, out, {"kind": recipe.kind, "bound_to": bound_to, **recipe.facts()})
     progress = load_checkpoint(out, training, bound_to) if resume else Progress()
     run.facts["epochs_done"] = progress.epochs_done
     create_run(run)
@@ -156,7 +208,7 @@ def fit(
     for epoch in range(progress.epochs_done + 1, config.fit.epochs + 1):
         if _is_over(progress, config):
             break
-        metrics = _train_epoch(training, prepared, config, epoch, step_done)
+        metrics = _train_epoch(training, prepared, config, epoch, recipe.mix(config, epoch), step_done)
         metrics |= _look(training, prepared, progress, epoch)
         progress.history.append(metrics)
         run.facts["epochs_done"] = epoch
@@ -168,26 +220,19 @@ def fit(
     return run
 
 
-def _training(prepared: Prepared, config: TrainConfig, device: torch.device) -> Training:
-    """Return a fresh head, standardised by training clips, and what moves it."""
-    maps = prepared.data.store.maps
+def _training(prepared: Prepared, config: TrainConfig, device: torch.device, recipe: Recipe) -> Training:
+    """Return a fresh model and what moves it."""
     torch.manual_seed(config.fit.seed)
-    num_channels, num_rows, _ = maps.row_shape
-    head = Head(num_channels, num_rows, len(prepared.data.taxonomy), config.head)
-    sample = prepared.training_rows
-    if len(sample) > STANDARDISE_CLIPS:
-        sample = np.random.default_rng(config.fit.seed).choice(sample, STANDARDISE_CLIPS, replace=False)
-    head.standardise.set_from(torch.from_numpy(maps.read(np.sort(sample))))
-    head.to(device)
+    model = recipe.model(prepared, config, device)
     rate = functools.partial(
         warmup_cosine,
         num_steps=steps_per_epoch(prepared, config) * config.fit.epochs,
         warmup=config.fit.warmup,
     )
-    averaged = AveragedWeights(head, config.fit.ema) if config.fit.ema else None
-    optimiser = make_optimiser(head, config.fit)
+    averaged = AveragedWeights(model, config.fit.ema) if config.fit.ema else None
+    optimiser = recipe.optimiser(model, config)
     precision = Precision(device)
-    return Training(head, optimiser, rate, precision, config.loss, config.fit.clip_norm, averaged)
+    return Training(model, optimiser, rate, precision, config.loss, config.fit.clip_norm, averaged)
 
 
 def _train_epoch(
@@ -195,6 +240,7 @@ def _train_epoch(
     prepared: Prepared,
     config: TrainConfig,
     epoch: int,
+    mix: Callable[[Batch], Batch],
     step_done: Callable[[int], object],
 ) -> dict[str, Any]:
     """Train one epoch; all its chance comes from the seed and its number, so it can be done again."""
@@ -206,7 +252,6 @@ def _train_epoch(
     # A step is what is drawn as a whole; its batches get every accumulate-th clip, so all classes too.
     rows = drawn.reshape(num_steps, batch, accumulate).transpose(0, 2, 1)
     steps = training_steps(prepared.data, rows, prepared.loss_weights)
-    mix = functools.partial(mixup, config=config.mixup, rng=np.random.default_rng([seed, epoch, 1]))
     try:
         loss = training.run(steps, mix, step_done)
     except NotFiniteError as error:
@@ -230,18 +275,18 @@ def _damaged_clip(data: ClipData, rows: np.ndarray) -> str:
 
 def _look(training: Training, prepared: Prepared, progress: Progress, epoch: int) -> dict[str, Any]:
     """Score the held-out folds, and the watched one, which decides whether this epoch is the best."""
-    head, data, precision = training.scored_head, prepared.data, training.precision
+    model, data, precision = training.scored_model, prepared.data, training.precision
     metrics: dict[str, Any] = {}
     if len(prepared.validation_rows):
-        table = score_recordings(head, data, prepared.validation_rows, precision)[1].table(interval=False)
+        table = score_recordings(model, data, prepared.validation_rows, precision)[1].table(interval=False)
         metrics |= {name: value for name, value in table.items() if value == value}
     if len(prepared.watched_rows):
-        table = score_recordings(head, data, prepared.watched_rows, precision)[1].table(interval=False)
+        table = score_recordings(model, data, prepared.watched_rows, precision)[1].table(interval=False)
         score = float(table["macro_roc_auc"])
         metrics["watched_macro_roc_auc"] = score
         if score > progress.best_score + MIN_GAIN:
             progress.best_score, progress.best_epoch = score, epoch
-            progress.best_weights = {name: value.clone() for name, value in head.state_dict().items()}
+            progress.best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     return metrics
 
 
@@ -253,11 +298,11 @@ def _is_over(progress: Progress, config: TrainConfig) -> bool:
 def _finish(run: Run, prepared: Prepared, progress: Progress, training: Training) -> None:
     """Keep the weights that count, score the held-out recordings with them, and say that it is done."""
     if progress.best_weights:
-        training.scored_head.load_state_dict(progress.best_weights)
+        training.scored_model.load_state_dict(progress.best_weights)
         run.facts["best_epoch"] = progress.best_epoch
     if len(prepared.validation_rows):
         recordings, scores = score_recordings(
-            run.head, prepared.data, prepared.validation_rows, training.precision
+            run.model, prepared.data, prepared.validation_rows, training.precision
         )
         write_class_table(scores, run.taxonomy, run.path / "per_class.csv")
         table = tabulate(prepared.data.store, recordings, prepared.folds.fold, scores, run.taxonomy)
@@ -279,22 +324,21 @@ def steps_per_epoch(prepared: Prepared, config: TrainConfig) -> int:
     return max(1, round(len(prepared.training_rows) / (config.fit.batch_clips * config.fit.accumulate)))
 
 
-def _bound_to(prepared: Prepared, config: TrainConfig) -> str:
+def _bound_to(prepared: Prepared, config: TrainConfig, recipe: Recipe) -> str:
     """Return a digest of all that decides the weights: config, species, features, labels, sides."""
     store = prepared.data.store
     return digest(
         [
             as_sections(config), prepared.data.taxonomy.species, store.fingerprint,
-            store.attributes["tables"], store.stage, prepared.side.tolist(),
+            store.attributes["tables"], store.stage, prepared.side.tolist(), recipe.facts(),
         ]
     )  # fmt: skip
 
 
-def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path, bound_to: str) -> Run:
+def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path, more: dict[str, Any]) -> Run:
     data, store = prepared.data, prepared.data.store
     facts = {
-        "kind": "head",
-        "bound_to": bound_to,
+        **more,
         **store_facts(data),
         "held_out": list(prepared.held_out),
         "remarks": list(prepared.remarks),
@@ -304,7 +348,7 @@ def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path,
         "epochs_done": 0,
         "software": software_versions(),
     }
-    return Run(out, config, feature_config(store), data.taxonomy, training.scored_head, facts)
+    return Run(out, config, feature_config(store), data.taxonomy, training.scored_model, facts)
 
 
 def store_facts(data: ClipData) -> dict[str, Any]:

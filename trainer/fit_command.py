@@ -53,7 +53,7 @@ def fit_one(fitter: Fitter, config: TrainConfig, way: Way, fold: str | None) -> 
     steps = steps_per_epoch(prepared, config) * config.fit.epochs
     with tqdm(total=steps, unit="step", desc="training", leave=False) as bar:
         run = fitter.fit(job, resume=way.resume, say=bar.write, step_done=bar.update)
-    way.say(f"{way.out}: {parameter_count(run.head)} parameters; next: trainer evaluate {way.out}")
+    way.say(f"{way.out}: {parameter_count(run.model)} parameters; next: trainer evaluate {way.out}")
 
 
 def fit_folds(fitter: Fitter, config: TrainConfig, way: Way, num_folds: int) -> None:

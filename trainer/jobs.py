@@ -16,7 +16,7 @@ from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig, TrainConfig
 from trainer.data import ClipData
-from trainer.fit import Prepared, find_folds, fit, prepare
+from trainer.fit import HeadRecipe, Prepared, find_folds, fit, prepare
 from trainer.map_source import MapSource, choose_source
 from trainer.run import Run
 from trainer.splits import Folds
@@ -78,8 +78,9 @@ class Fitter:
     ) -> Run:  # fmt: skip
         """Prepare and train."""
         return fit(
-            self.prepare(job), job.config, job.path, self.device, resume=resume, say=say, step_done=step_done
-        )
+            self.prepare(job), job.config, job.path, self.device,
+            recipe=HeadRecipe(), resume=resume, say=say, step_done=step_done,
+        )  # fmt: skip
 
 
 def run_jobs(

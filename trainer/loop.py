@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import FitConfig, LossConfig
-from trainer.heads import Head, HeadOutput
+from trainer.heads import HeadOutput
 from trainer.loss import detection_loss
 from trainer.mixup import Batch
 
@@ -52,34 +52,36 @@ class NotFiniteError(ValueError):
 
 
 class AveragedWeights:
-    """An exponential moving average of a head's weights, a head itself.
+    """An exponential moving average of a model's weights, a model itself.
 
     The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that the first weights are
     forgotten soon. Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's
     ExponentialMovingAverage.
     """
 
-    def __init__(self, head: Head, decay: float) -> None:
-        self.head = copy.deepcopy(head).requires_grad_(False)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, head: Head, step: int) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
         """Move towards the weights after step number `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for mean, value in zip(self.head.parameters(), head.parameters(), strict=True):
+        for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
+        for kept, found in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(found)
 
 
 @dataclass
 class Training:
-    """A head with everything that moves its weights.
+    """A model, from a batch's maps and mask to HeadOutput, with everything that moves its weights.
 
     rate: the learning rate's factor at a step, counted from 0 over all epochs.
     averaged: the weights that are scored and kept, where they are not the head's own.
     """
 
-    head: Head
+    model: nn.Module
     optimiser: torch.optim.Optimizer
     rate: Callable[[int], float]
     precision: Precision
@@ -92,9 +94,9 @@ class Training:
         self._full_rates = [group["lr"] for group in self.optimiser.param_groups]
 
     @property
-    def scored_head(self) -> Head:
-        """The head whose weights are scored and kept."""
-        return self.averaged.head if self.averaged else self.head
+    def scored_model(self) -> nn.Module:
+        """The model whose weights are scored and kept."""
+        return self.averaged.model if self.averaged else self.model
 
     def run(
         self,
@@ -110,7 +112,7 @@ class Training:
         Raises:
             NotFiniteError: a loss or a gradient that is not finite, before it reaches the weights.
         """
-        self.head.train()
+        self.model.train()
         total, counted = 0.0, 0.0
         for number, batches in enumerate(steps, 1):
             mixed = [mix(to_device(batch, self.precision.device)) for batch in batches]
@@ -126,13 +128,13 @@ class Training:
 
     def _loss(self, batch: Batch, number: int) -> Tensor:
         with self.precision.autocast():
-            output = self.head(batch.maps, batch.mask)
+            output: HeadOutput = self.model(batch.maps, batch.mask)
         loss = detection_loss(output, batch.targets, batch.weights, batch.mask, self.loss)
         if not math.isfinite(loss.item()):
             raise NotFiniteError(
                 number,
                 f"the loss became {loss.item()}: {_where_not_finite(batch.maps, output)}; lower "
-                "fit.learning_rate, or check the features with `featurestore verify`.",
+                "learning_rate, or check the features with `featurestore verify`.",
             )
         return loss
 
@@ -140,19 +142,19 @@ class Training:
         for group, full in zip(self.optimiser.param_groups, self._full_rates, strict=True):
             group["lr"] = full * self.rate(self.steps_done)
         self.precision.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         if not (self.precision.scaler.is_enabled() or torch.isfinite(norm)):
-            names = [n for n, p in self.head.named_parameters() if not _is_finite(p.grad)]
+            names = [n for n, p in self.model.named_parameters() if not _is_finite(p.grad)]
             raise NotFiniteError(
-                number, f"the gradient of {', '.join(names[:3])} is not finite; lower fit.learning_rate."
+                number, f"the gradient of {', '.join(names[:3])} is not finite; lower learning_rate."
             )
         self.precision.scaler.step(self.optimiser)
         self.precision.scaler.update()
         if self.precision.scaler.is_enabled() and self.precision.scaler.get_scale() < MIN_SCALE:
-            raise NotFiniteError(number, "gradients overflow at every scale; lower fit.learning_rate.")
+            raise NotFiniteError(number, "gradients overflow at every scale; lower learning_rate.")
         self.optimiser.zero_grad(set_to_none=True)
         if self.averaged:
-            self.averaged.update(self.head, self.steps_done)
+            self.averaged.update(self.model, self.steps_done)
         self.steps_done += 1
 
 
@@ -168,9 +170,9 @@ def _where_not_finite(maps: Tensor, output: HeadOutput) -> str:
     return "maps and logits are finite, the loss is not"
 
 
-def make_optimiser(head: Head, config: FitConfig) -> torch.optim.AdamW:
+def make_optimiser(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
     """Return AdamW; biases and other vectors are not decayed."""
-    parameters = list(head.parameters())
+    parameters = list(model.parameters())
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -189,14 +191,14 @@ def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
 
 
 @torch.inference_mode()
-def score_clips(head: Head, batches: Iterable[Batch], precision: Precision) -> np.ndarray:
+def score_clips(model: nn.Module, batches: Iterable[Batch], precision: Precision) -> np.ndarray:
     """Return the clip-wise logits (rows, K), float32."""
-    head.eval()
+    model.eval()
     logits: list[Tensor] = []
     for batch in batches:
         moved = to_device(batch, precision.device)
         with precision.autocast():
-            output: HeadOutput = head(moved.maps, moved.mask)
+            output: HeadOutput = model(moved.maps, moved.mask)
         logits.append(output.clip_wise.float().cpu())
     return torch.cat(logits).numpy()
 

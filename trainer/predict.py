@@ -58,7 +58,7 @@ class Predictor:
                 f"{run.path} was trained on other features (run -> now): {'; '.join(lines)}. "
                 "Give the backbone's weights file with --weights FILE."
             )
-        self._head = run.head.to(device).eval()
+        self._head = run.model.to(device).eval()
         self._device = device
         base = run.features.clips.grid()
         self.grid = ClipGrid(

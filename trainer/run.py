@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from shared.config import as_sections, parse_config, write_toml
 from shared.features import FeatureConfig
@@ -39,7 +40,7 @@ class Run:
     train: TrainConfig
     features: FeatureConfig
     taxonomy: Taxonomy
-    head: Head
+    model: nn.Module
     facts: dict[str, Any]
 
 
@@ -77,7 +78,7 @@ def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[
 
 def save_progress(run: Run, history: list[dict[str, Any]]) -> None:
     """Replace weights, metrics and facts: a kill leaves the last whole epoch."""
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in run.head.state_dict().items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
     _refuse_not_finite(tensors, "lower fit.learning_rate; the run keeps the epochs before")
     lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
     temporary = run.path / ".metrics.jsonl.tmp"

@@ -70,7 +70,7 @@ def frame_probabilities(run: Path, scapes: FeatureStore) -> np.ndarray:
     parts = []
     for batch in all_batches(data, rows):
         moved = to_device(batch, torch.device("cpu"))
-        parts.append(opened.head(moved.maps, moved.mask).frame_wise.sigmoid().numpy())
+        parts.append(opened.model(moved.maps, moved.mask).frame_wise.sigmoid().numpy())
     frames = np.concatenate(parts)
     return frames.reshape(len(scapes.recordings), -1, frames.shape[2])
 

@@ -163,9 +163,9 @@ def test_averaged_weights_are_the_recursion_and_are_those_that_are_scored() -> N
         training.run([[batch(8, step)]], unmixed, lambda _: None)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * head.state_dict()[name]
-    assert training.scored_head is averaged.head
-    assert torch.allclose(training.scored_head.state_dict()[name], expected, atol=1e-6)
-    assert not torch.equal(training.scored_head.state_dict()[name], head.state_dict()[name])
+    assert training.scored_model is averaged.model
+    assert torch.allclose(training.scored_model.state_dict()[name], expected, atol=1e-6)
+    assert not torch.equal(training.scored_model.state_dict()[name], head.state_dict()[name])
 
 
 def test_a_step_is_clipped_to_the_norm() -> None:

@@ -248,7 +248,7 @@ def test_a_segments_prediction_is_what_the_store_gives_for_the_same_clip(
     store = FeatureStore(Path(run.facts["features"]))
     data = ClipData(store, run.taxonomy, run.train.labels)
     rows = np.flatnonzero(data.recording_of_row == 3)
-    logits = score_clips(run.head, all_batches(data, rows), Precision(torch.device("cpu")))
+    logits = score_clips(run.model, all_batches(data, rows), Precision(torch.device("cpu")))
     out = tmp_path / "s.csv"
     path = tiny_data / "audio" / str(store.recordings["filename"][3])
     run_program("trainer", "predict", run.path, "--audio", path, "--out", out)
