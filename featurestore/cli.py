@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from featurestore.plan import Source
     from shared.features import FeatureConfig
 
-TRAINER_SECTIONS = ("labels", "split", "sampler", "mixup", "head", "loss", "fit")
+TRAINER_SECTIONS = (
+    "labels",
+    "split",
+    "sampler",
+    "mixup",
+    "head",
+    "loss",
+    "fit",
+    "augment",
+    "mixing",
+    "finetune",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -84,10 +84,14 @@ class Backbone(nn.Module):
             strides.append(product)
         return tuple(strides)
 
+    def normalised(self, images: Float[Tensor, "b 3 m n"]) -> Float[Tensor, "b 3 m n"]:
+        """Return images as the weights were trained with them, in the weights' type and memory format."""
+        values = ((images - self.mean) / self.std).to(next(self.parts.parameters()).dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
     def forward(self, images: Float[Tensor, "b 3 m n"]) -> tuple[Tensor, ...]:
-        """Return the maps of every image, normalised as the weights were trained."""
-        normalised = ((images - self.mean) / self.std).to(next(self.parts.parameters()).dtype)
-        values = normalised.contiguous(memory_format=torch.channels_last)
+        """Return the maps of every image."""
+        values = self.normalised(images)
         maps = []
         for part in self.parts:
             values = part(values)
@@ -95,8 +99,10 @@ class Backbone(nn.Module):
         return tuple(maps)
 
 
-def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
+def load_backbone(config: BackboneConfig, device: torch.device, *, fold: bool = True) -> Backbone:
     """Return the frozen backbone up to the last of its stages, with its weights, on `device`.
+
+    fold: fold its batch norms; without, they are there to be trained.
 
     Raises:
         ValueError: an unknown name or stage, no EfficientNet, or weights that do not fit.
@@ -112,7 +118,9 @@ def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
         except RuntimeError as error:  # timm's way to say: unknown tag behind the dot
             raise ValueError(f"timm cannot make {config.name!r}: {error}.") from error
     digest, source = _load_weights(model, config)
-    parts = {name: fold_batch_norms(part.eval()) for name, part in _parts(model, config).items()}
+    parts: dict[str, nn.Module] = {name: part.eval() for name, part in _parts(model, config).items()}
+    if fold:
+        parts = {name: fold_batch_norms(part) for name, part in parts.items()}
     backbone = Backbone(parts, model.pretrained_cfg)
     backbone.weights_sha256, backbone.weights_source = digest, source
     backbone.asked_stages = own_names(config.stages, len(model.blocks))

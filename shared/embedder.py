@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int16
 from torch import Tensor
 
-from shared.backbone import load_backbone
+from shared.backbone import Backbone, load_backbone
 from shared.config import digest
 from shared.engines import make_engine
 from shared.features import FeatureConfig
@@ -32,11 +32,19 @@ class Embedder:
     The last batch of a call is padded, so that a row's bits depend on its place in the batch
     grid and never on how many rows came with it.
 
+    backbone: one that was trained, in place of the config's own.
     streams: how many threads may call `embed` at once, each on one core. With one, the engine
         itself uses all cores.
     """
 
-    def __init__(self, config: FeatureConfig, device: torch.device, *, streams: int = 1) -> None:
+    def __init__(
+        self,
+        config: FeatureConfig,
+        device: torch.device,
+        *,
+        streams: int = 1,
+        backbone: Backbone | None = None,
+    ) -> None:
         self.config = config
         self.device = device
         self.streams = streams
@@ -44,7 +52,7 @@ class Embedder:
         self.grid = config.clips.grid()
         self.clock = StageClock()
         self.image = LogMelImage(config.mel, self.grid, device)
-        self.backbone = load_backbone(config.backbone, device)
+        self.backbone = backbone or load_backbone(config.backbone, device)
         shape = (self.batch_clips, 3, config.mel.num_mels, config.mel.num_frames(self.grid))
         self.engine = make_engine(self.backbone, config.backbone, shape, device, streams)
         probe = self.embed(np.zeros((1, self.grid.clip_samples), np.int16)).maps

@@ -123,11 +123,14 @@ def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, 
     """Parse the trainer's sections; the features' sections must agree with the store's."""
     from shared.config import as_sections, differences, parse_config, read_sections
     from shared.features import FeatureConfig
-    from trainer.config import TrainConfig
+    from trainer.config import TrainConfig, TuneConfig
 
     sections = read_sections(path, overrides)
-    feature_sections = as_sections(FeatureConfig())
-    config = parse_config(TrainConfig, sections, foreign=feature_sections)
+    feature_sections, tuning = as_sections(FeatureConfig()), as_sections(TuneConfig())
+    for section in read_sections(None, overrides):
+        if section in tuning:
+            raise ValueError(f"--set {section}: that is for `trainer finetune`; a head has no use for it.")
+    config = parse_config(TrainConfig, sections, foreign=[*feature_sections, *tuning])
     given = {name: values for name, values in sections.items() if name in feature_sections}
     parse_config(FeatureConfig, given)
     given.pop("store", None)
@@ -142,6 +145,49 @@ def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, 
             "it was built with."
         )
     return config
+
+
+@main.command()
+@click.option(
+    "--features", required=True, type=click.Path(path_type=Path), help="The head's store, with waveforms."
+)
+@click.option(
+    "--init",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run of `trainer fit` to begin with: one head, or one of all folds.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="TOML with [augment], [mixing], [finetune]; default: the baseline.",
+)
+@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
+@one_line_errors
+def finetune(
+    features: Path, init: Path, out: Path, config_path: Path | None, resume: bool, device: str,
+    overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Train a head's backbone too, end to end on augmented waveforms.
+
+    Labels, split, held-out fold and head are those of the run it begins with, so that the figures
+    compare. It starts at that run's score, which is said as epoch 0.
+
+    \b
+    Example:
+      trainer finetune --features features.zarr --init runs/first --out runs/tuned
+      trainer finetune --features features.zarr --init runs/all --out runs/all-tuned --set finetune.epochs=5
+    """
+    from shared.embedder import choose_device
+    from trainer import finetune_command as commands
+    from trainer.fit_command import Way
+
+    tune = commands.read_tune_config(config_path, overrides)
+    commands.finetune(features, init, tune, Way(out, resume, 1, click.echo), choose_device(device))
 
 
 @main.command()

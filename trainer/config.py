@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from shared.augment_policy import AugmentConfig
+
 HEADS = ("chrononet", "attention", "linear")
 FREQUENCIES = ("rows", "mean")
 SECONDARY = ("mask", "soft", "positive")
 DRAWINGS = ("stratified", "independent")
 WEIGHED = ("draws", "loss")
 MIXTURES = ("convex", "additive")
+MIXED = ("none", "waveforms", "images")
+BATCH_NORMS = ("folded", "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,76 @@ class FitConfig:
             raise ValueError("need learning_rate > 0, 0 <= warmup < 1 and clip_norm > 0.")
         if not (0 <= self.ema < 1 and self.patience >= 0):
             raise ValueError(f"need 0 <= ema < 1 and patience >= 0, got {self.ema}, {self.patience}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingConfig:
+    """Section [mixing]: several clips into one, on waveforms, before `trainer finetune` sees them.
+
+    combine: probability that a clip keeps its first half and gets another's second half; labels united.
+    add: probability that another clip is added to it; labels united. add_range_db: the other one's level
+        against its own, drawn between minus and plus so many dB.
+    mixup: "waveforms", "images" (log-mels) or "none"; a share from Beta(alpha, alpha), targets by
+        the same share, for a clip with mixup_probability.
+    """
+
+    combine: float = 0.0
+    add: float = 0.0
+    add_range_db: float = 10.0
+    mixup: str = "images"
+    mixup_probability: float = 0.5
+    mixup_alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("combine", "add", "mixup_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability in 0..1, got {getattr(self, name)}.")
+        if self.add_range_db < 0 or self.mixup_alpha <= 0:
+            raise ValueError("need add_range_db >= 0 and mixup_alpha > 0.")
+        if self.mixup not in MIXED:
+            raise ValueError(f"mixup must be one of {', '.join(MIXED)}; got {self.mixup!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(FitConfig):
+    """Section [finetune]: the training loop of the whole network, with the keys of [fit] and these.
+
+    unfreeze_stages: how many of the backbone's last stages are trained (0: the head only; a large
+        number: all of it).
+    batch_norm: "folded" (statistics are frozen: they become part of the convolutions, which are trained;
+        faster) or "trained" (statistics and weights are trained, where the stage is).
+    backbone_rate: the last stage's learning rate against the head's; stage_decay: each stage's against
+        the one behind it.
+    checkpointing: compute the trained stages twice rather than keep them, for a small GPU.
+    """
+
+    epochs: int = 10
+    batch_clips: int = 16
+    learning_rate: float = 1e-3
+    unfreeze_stages: int = 3
+    batch_norm: str = "folded"
+    backbone_rate: float = 0.1
+    stage_decay: float = 0.7
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unfreeze_stages < 0 or self.batch_norm not in BATCH_NORMS:
+            raise ValueError(
+                f"need unfreeze_stages >= 0 and batch_norm one of {', '.join(BATCH_NORMS)}; got "
+                f"{self.unfreeze_stages}, {self.batch_norm!r}."
+            )
+        if not (self.backbone_rate > 0 and 0 < self.stage_decay <= 1):
+            raise ValueError("need backbone_rate > 0 and 0 < stage_decay <= 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What `trainer finetune` adds to a head's config."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,11 +44,21 @@ class ClipData:
     taxonomy: Taxonomy
     targets: Targets
     source: MapSource
+    score_clips: int
 
     def __init__(
-        self, store: FeatureStore, taxonomy: Taxonomy, labels: LabelConfig, source: MapSource | None = None
+        self,
+        store: FeatureStore,
+        taxonomy: Taxonomy,
+        labels: LabelConfig,
+        source: MapSource | None = None,
+        score_clips: int = SCORE_BATCH,
     ) -> None:
-        """Turn labels into targets; maps come from `source`, or straight from the store."""
+        """Turn labels into targets; maps come from `source`, or straight from the store.
+
+        score_clips: how many are read at once to be scored.
+        """
+        self.score_clips = score_clips
         self.store, self.taxonomy = store, taxonomy
         self.source = source or StoredMaps(store.maps, torch.device("cpu"))
         self.grid = feature_config(store).clips.grid()
@@ -85,7 +95,7 @@ class ClipData:
         return np.array([_number(text) for text in given], np.float32)
 
     def batch(self, rows: np.ndarray, loss_weights: np.ndarray | None = None) -> Batch:
-        """Read rows; maps as float16, the rest as the loss takes them.
+        """Read rows; maps as they are stored, the rest as the loss takes them.
 
         loss_weights: what each recording counts in the loss (R,), where it is not 1.
         """
@@ -93,8 +103,10 @@ class ClipData:
         if loss_weights is not None:
             weights = weights * loss_weights[self.recording_of_row[rows]][:, None]
         maps = self.source.read(rows)
-        mask = frame_mask(self._valid[rows], frame_hop=self.store.frame_hop, num_frames=maps.shape[3])
-        return Batch(maps, *(torch.from_numpy(part) for part in (targets, weights, mask)))
+        num_frames = self.store.maps.row_shape[2]
+        mask = frame_mask(self._valid[rows], frame_hop=self.store.frame_hop, num_frames=num_frames)
+        parts = (targets, weights, mask, self._valid[rows])
+        return Batch(maps, *(torch.from_numpy(part) for part in parts))
 
 
 def _number(text: str) -> float:
@@ -116,7 +128,8 @@ def training_steps(
 
 def all_batches(data: ClipData, rows: np.ndarray) -> Iterator[Batch]:
     """Yield batches of the given rows in order."""
-    pieces = ([rows[first : first + SCORE_BATCH]] for first in range(0, len(rows), SCORE_BATCH))
+    size = data.score_clips
+    pieces = ([rows[first : first + size]] for first in range(0, len(rows), size))
     return prefetched(data.batch(piece) for (piece,) in _asked_for_early(pieces, data))
 
 

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from shared.config import differences
 from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
+from trainer.config import LabelConfig
 from trainer.data import ClipData, all_batches
 from trainer.loop import Precision, recording_scores, score_clips
+from trainer.map_source import StoredMaps
 from trainer.metrics import Scores
 from trainer.run import Run
+
+WAVEFORM_BATCH = 32  # clips scored at once by a whole network
 
 
 def score_recordings(
@@ -55,12 +60,35 @@ def validation_scores(run: Run, store: FeatureStore, precision: Precision) -> Sc
     there = [
         key in keys for key in zip(store.recordings["filename"], store.recordings["sha256"], strict=True)
     ]
-    data = ClipData(store, run.taxonomy, run.train.labels)
+    data = data_of(run, store, precision.device)
     rows = data.usable_rows()
     rows = rows[np.array(there)[data.recording_of_row[rows]]]
     if not len(rows):
         raise ValueError(f"{store.path} holds none of the recordings that {run.path} held out.")
     return score_recordings(run.model, data, rows, precision)[1]
+
+
+def data_of(run: Run, store: FeatureStore, device: torch.device) -> ClipData:
+    """Return a store's clips as the run's model takes them: maps, or waveforms for a whole network."""
+    if run.tune is None:
+        return ClipData(store, run.taxonomy, run.train.labels)
+    return waveform_data(store, run.taxonomy, run.train.labels, device)
+
+
+def waveform_data(
+    store: FeatureStore, taxonomy: Taxonomy, labels: LabelConfig, device: torch.device
+) -> ClipData:
+    """Return a store's clips with their waveforms in place of maps.
+
+    Raises:
+        ValueError: the store holds none.
+    """
+    if store.waveforms is None:
+        raise ValueError(
+            f"{store.path} holds no waveforms, which a whole network needs: build it again without "
+            "--no-waveforms."
+        )
+    return ClipData(store, taxonomy, labels, StoredMaps(store.waveforms, device), WAVEFORM_BATCH)
 
 
 def write_class_table(scores: Scores, taxonomy: Taxonomy, path: Path) -> None:

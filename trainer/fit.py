@@ -14,7 +14,7 @@ from torch import nn
 
 from shared.config import as_sections, digest
 from trainer.checkpoint import Progress, load_checkpoint, remove_checkpoint, save_checkpoint
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TuneConfig
 from trainer.data import ClipData, feature_config, training_steps
 from trainer.duplicates import recording_embeddings, similar_pairs
 from trainer.evaluate import score_recordings, write_class_table
@@ -66,6 +66,7 @@ class Recipe(Protocol):
     """What is trained, and on what: the loop, the split and the run folder are the same for all."""
 
     kind: str
+    tune: TuneConfig | None
 
     def model(self, prepared: Prepared, config: TrainConfig, device: torch.device) -> nn.Module:
         """Return a fresh model on the device; its chance is seeded already."""
@@ -84,6 +85,7 @@ class HeadRecipe:
     """A head on stored maps, mixed in feature space."""
 
     kind = "head"
+    tune: TuneConfig | None = None
 
     def model(self, prepared: Prepared, config: TrainConfig, device: torch.device) -> nn.Module:
         """Return a head that standardises by training clips."""
@@ -200,6 +202,7 @@ def fit(
         return load_run(out)
     training = _training(prepared, config, device, recipe)
     run = _run(prepared, config, training, out, {"kind": recipe.kind, "bound_to": bound_to, **recipe.facts()})
+    run.tune = recipe.tune
     progress = load_checkpoint(out, training, bound_to) if resume else Progress()
     run.facts["epochs_done"] = progress.epochs_done
     create_run(run)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from shared.config import as_sections, digest
 from shared.features import FeatureConfig
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TuneConfig
 from trainer.fit import split_report, steps_per_epoch
 from trainer.folded import fold_jobs, out_of_fold_figures, with_folds, write_folded, write_table_run
 from trainer.grid import Trial, grid_text, mean_and_spread, read_grid
@@ -19,6 +19,7 @@ from trainer.jobs import Fitter, Job, run_jobs
 from trainer.leakage import crossing_report, leakage_lines
 from trainer.metrics import FIGURES
 from trainer.nested import choose, chosen_tables, inner_jobs
+from trainer.out_of_fold import OutOfFold
 from trainer.run import claim_folder, parameter_count
 from trainer.splits import Folds, one_sided
 
@@ -68,7 +69,11 @@ def fit_folds(fitter: Fitter, config: TrainConfig, way: Way, num_folds: int) -> 
     failed = _run(fitter, jobs, way, "folds")
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} folds failed: {'; '.join(_lines(failed))}")
-    table = write_folded(way.out, jobs, config, fitter.data(config), folds, leakage)
+    say_folded(write_folded(way.out, jobs, config, fitter.data(config), folds, leakage), way)
+
+
+def say_folded(table: OutOfFold, way: Way) -> None:
+    """Say what all folds' predictions together score."""
     figures = out_of_fold_figures(table, interval=True)
     for name in FIGURES:
         low, high = figures[f"{name}_low"], figures[f"{name}_high"]
@@ -104,7 +109,9 @@ def fit_grid(fitter: Fitter, config: TrainConfig, grid: Grid, way: Way) -> None:
         held_out = [fold for fold in (folds.chosen(grid.fold),) if fold is not None]
         if not held_out:
             raise ValueError("a grid compares held-out scores: --fold none leaves none.")
-    trials = read_grid(grid.file, as_sections(config), list(as_sections(FeatureConfig())))
+    trials = read_grid(
+        grid.file, as_sections(config), [*as_sections(FeatureConfig()), *as_sections(TuneConfig())]
+    )
     jobs = {trial.number: fold_jobs(way.out / trial.name, trial.config, held_out) for trial in trials}
     inner = inner_jobs(way.out, trials, folds) if grid.nested else []
     for job in [*jobs[0], *inner[: len(folds.names) ** 2]]:

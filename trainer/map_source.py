@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from shared.clip_array import ClipArray
@@ -14,13 +14,13 @@ FILL_CLIPS = 1024
 
 
 class StoredMaps:
-    """Maps read from the store batch by batch; pinned on their way to a GPU."""
+    """Maps, or waveforms, read from the store batch by batch; pinned on their way to a GPU."""
 
     def __init__(self, maps: ClipArray, device: torch.device) -> None:
         self._maps, self._pinned = maps, device.type == "cuda"
 
-    def read(self, rows: Int64[np.ndarray, " b"]) -> Float[Tensor, "b c f t"]:
-        """Return maps (B, C, F, T) in the memory of the processor."""
+    def read(self, rows: Int64[np.ndarray, " b"]) -> Shaped[Tensor, "b ..."]:
+        """Return maps (B, C, F, T), or waveforms (B, S), in the memory of the processor."""
         maps = torch.from_numpy(self._maps.read(rows))
         if not self._pinned:
             return maps

@@ -4,19 +4,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from trainer.config import MixupConfig
 
 
 class Batch(NamedTuple):
-    """Embedding maps with what the loss sees of them, and which frames hold audio."""
+    """Embedding maps with what the loss sees of them, and which frames hold audio.
 
-    maps: Float[Tensor, "b c f t"]
+    maps: or waveforms (B, S), or images (B, 3, M, N), for a whole network.
+    valid_samples: of each clip, how many of its samples are audio.
+    """
+
+    maps: Shaped[Tensor, "b ..."]
     targets: Float[Tensor, "b k"]
     weights: Float[Tensor, "b k"]
     mask: Bool[Tensor, "b t"]
+    valid_samples: Int64[Tensor, " b"]
 
 
 def mixup(batch: Batch, config: MixupConfig, rng: np.random.Generator) -> Batch:
@@ -53,7 +58,7 @@ def mixup(batch: Batch, config: MixupConfig, rng: np.random.Generator) -> Batch:
             targets, weights = union(batch.targets, batch.weights, targets, weights)
         case _:
             raise ValueError(f"mixup.kind must be convex or additive, got {config.kind!r}")
-    return Batch(
+    return batch._replace(
         maps=mixed(batch.maps),
         targets=torch.where(is_mixed, targets, batch.targets),
         weights=torch.where(is_mixed, weights, batch.weights),

@@ -9,13 +9,16 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch import nn
 
 from shared.audio import Clip, ClipDecoder, read_header, to_int16
+from shared.backbone import Backbone
 from shared.clips import ClipGrid
 from shared.config import differences
 from shared.embedder import Embedder
 from shared.prefetch import prefetched
 from trainer.data import frame_mask
+from trainer.network import Network
 from trainer.run import Run
 
 AUDIO_SUFFIXES = (".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".aiff", ".aif")
@@ -48,17 +51,20 @@ class Predictor:
         if weights:
             backbone = replace(backbone, weights=weights)
         self.run = run
-        self.embedder = Embedder(replace(run.features, backbone=backbone), device)
+        own, head = _own_backbone(run, device)
+        if own is not None and weights:
+            raise ValueError(f"--weights: {run.path} holds a backbone of its own, which was trained.")
+        self.embedder = Embedder(replace(run.features, backbone=backbone), device, backbone=own)
         self.frame_hop = self.embedder.frame_hops[self.stage]
         lines = differences(
             *map(_what_a_head_sees, (run.facts["fingerprint_of"], self.embedder.fingerprint_of))
         )
-        if lines:
+        if lines and own is None:
             raise ValueError(
                 f"{run.path} was trained on other features (run -> now): {'; '.join(lines)}. "
                 "Give the backbone's weights file with --weights FILE."
             )
-        self._head = run.model.to(device).eval()
+        self._head = head.to(device).eval()
         self._device = device
         base = run.features.clips.grid()
         self.grid = ClipGrid(
@@ -104,6 +110,13 @@ class Predictor:
             output.frame_wise.float().sigmoid().cpu().numpy(),
             valid,
         )
+
+
+def _own_backbone(run: Run, device: torch.device) -> tuple[Backbone | None, nn.Module]:
+    """Return a run's own trained backbone, ready for an engine, and the head behind it."""
+    if not isinstance(run.model, Network):
+        return None, run.model
+    return run.model.folded_backbone().to(device), run.model.head
 
 
 def _what_a_head_sees(fingerprint_of: dict[str, Any]) -> dict[str, Any]:

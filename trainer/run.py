@@ -5,12 +5,13 @@ config.toml        resolved config    taxonomy.csv     column order
 metrics.jsonl      one line an epoch  split.csv        recording, fold, side
 per_class.csv      held-out scores    out_of_fold.csv  held-out recordings and their logits
 leakage.json       what the two sides of the split have in common
+network.safetensors     in place of head.safetensors, where the backbone was trained too
 checkpoint.safetensors  only while it trains: what --resume goes on from
 """
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ from torch import nn
 from shared.config import as_sections, parse_config, write_toml
 from shared.features import FeatureConfig
 from shared.taxonomy import Taxonomy, read_taxonomy, write_taxonomy
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TuneConfig
 from trainer.heads import Head
+from trainer.network import make_network
 
 RUN_FORMAT = 1
 
 
 @dataclass
 class Run:
-    """A run folder with its head.
+    """A run folder with what was trained.
 
+    model: the head, or the network with it where the backbone was trained too; then `tune` says how,
+        and train.fit is its [finetune] section.
     facts: run.json: features (path), fingerprint, fingerprint_of, stage, map_shape, frame_hop,
         held_out, seed, epochs_done, finished, software; and kind and bound_to of `claim_folder`.
     """
@@ -42,11 +46,16 @@ class Run:
     taxonomy: Taxonomy
     model: nn.Module
     facts: dict[str, Any]
+    tune: TuneConfig | None = None
 
 
 def create_run(run: Run) -> None:
     """Write all that is known before training."""
-    write_toml(as_sections(run.features) | as_sections(run.train), run.path / "config.toml")
+    sections = as_sections(run.features) | as_sections(run.train)
+    if run.tune is not None:
+        sections |= as_sections(run.tune)
+        del sections["fit"], sections["mixup"]
+    write_toml(sections, run.path / "config.toml")
     write_taxonomy(run.taxonomy, run.path / "taxonomy.csv")
 
 
@@ -84,8 +93,13 @@ def save_progress(run: Run, history: list[dict[str, Any]]) -> None:
     temporary = run.path / ".metrics.jsonl.tmp"
     temporary.write_text(lines, encoding="utf-8")
     temporary.replace(run.path / "metrics.jsonl")
-    write_tensors(run.path / "head.safetensors", tensors)
+    write_tensors(weights_file(run.path, run.facts), tensors)
     write_facts(run.path, run.facts)
+
+
+def weights_file(path: Path, facts: dict[str, Any]) -> Path:
+    """Return where a run's weights are."""
+    return path / ("network.safetensors" if facts.get("kind") == "network" else "head.safetensors")
 
 
 def write_tensors(
@@ -140,18 +154,18 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def load_run(path: Path) -> Run:
-    """Open a run folder with one head.
+    """Open a run folder with one head, or one network.
 
     Raises:
         ValueError: no run, of another format, of several folds, or with a damaged file.
     """
     facts = read_facts(path)
-    if facts.get("kind", "head") != "head":
+    if facts.get("kind", "head") not in ("head", "network"):
         first = path / facts["runs"][0] if facts.get("runs") else "a run of `trainer fit`"
         raise ValueError(f"{path} holds no head of its own; name one, as in {first}.")
     try:
         sections = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        tensors = load_file(path / "head.safetensors")
+        tensors = load_file(weights_file(path, facts))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} has a damaged file: {error}.") from error
     missing = {"stage", "map_shape", "fingerprint", "fingerprint_of", "features"} - {*facts}
@@ -159,18 +173,33 @@ def load_run(path: Path) -> Run:
         raise ValueError(
             f"{path}/run.json lacks {', '.join(sorted(missing))}; train again with `trainer fit`."
         )
-    own = as_sections(TrainConfig())
-    train = parse_config(TrainConfig, {n: v for n, v in sections.items() if n in own})
-    features = parse_config(FeatureConfig, {n: v for n, v in sections.items() if n not in own})
+    train, features, tune = _parse(sections, facts)
     taxonomy = read_taxonomy(path / "taxonomy.csv")
     num_channels, num_rows, _ = facts["map_shape"]
-    head = Head(num_channels, num_rows, len(taxonomy), train.head)
+    model: nn.Module = Head(num_channels, num_rows, len(taxonomy), train.head)
+    if tune is not None:
+        model = make_network(features, facts["stage"], model, tune.finetune, torch.device("cpu"), bare=True)
     try:
-        head.load_state_dict(tensors)
+        model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path}/head.safetensors does not fit config.toml and taxonomy.csv.") from error
-    _refuse_not_finite(tensors, f"train {path} again with `trainer fit`")
-    return Run(path, train, features, taxonomy, head.eval(), facts)
+        name = weights_file(path, facts).name
+        raise ValueError(f"{path}/{name} does not fit config.toml and taxonomy.csv.") from error
+    _refuse_not_finite(tensors, f"train {path} again")
+    return Run(path, train, features, taxonomy, model.eval(), facts, tune)
+
+
+def _parse(
+    sections: dict[str, Any], facts: dict[str, Any]
+) -> tuple[TrainConfig, FeatureConfig, TuneConfig | None]:
+    """Return the configs that a run's config.toml holds."""
+    own, tuning = as_sections(TrainConfig()), as_sections(TuneConfig())
+    train = parse_config(TrainConfig, {n: v for n, v in sections.items() if n in own})
+    given = {n: v for n, v in sections.items() if n not in own and n not in tuning}
+    features = parse_config(FeatureConfig, given)
+    if facts.get("kind") != "network":
+        return train, features, None
+    tune = parse_config(TuneConfig, {n: v for n, v in sections.items() if n in tuning})
+    return replace(train, fit=tune.finetune), features, tune
 
 
 def software_versions() -> dict[str, str]:
