@@ -13,6 +13,7 @@ from shared.augment import TRANSFORMS, Waveforms
 from shared.background import BackgroundNoise
 
 Step = dict[str, Any]
+ABOVE_ZERO = ("rate", "cutoff_hz")
 OWN_KEYS = ("apply", "probability", "weight")
 
 DEFAULT_STEPS: tuple[Step, ...] = (
@@ -86,7 +87,7 @@ def _check_choice(choice: Step) -> None:
                 )
             if value[0] > value[1]:
                 raise ValueError(f"{choice['apply']}.{key} must rise, got {list(value)}.")
-            if min(default) > 0 and value[0] <= 0:
+            if key in ABOVE_ZERO and value[0] <= 0:
                 raise ValueError(f"{choice['apply']}.{key} must be above 0, got {list(value)}.")
 
 

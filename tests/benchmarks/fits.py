@@ -217,9 +217,11 @@ def on_the_fly_seconds_per_clip(
             labels = torch.zeros(len(maps), num_classes)
             yield [
                 Batch(
-                    maps.clone(), labels, labels + 1, torch.ones(len(maps), maps.shape[3], dtype=torch.bool)
+                    maps.clone(), labels, labels + 1,
+                    torch.ones(len(maps), maps.shape[3], dtype=torch.bool),
+                    torch.full((len(maps),), waveforms.shape[1]),
                 )
-            ]
+            ]  # fmt: skip
 
     def epoch() -> None:
         num_channels, num_rows, _ = store.maps.row_shape

@@ -6,7 +6,7 @@ import pytest
 
 from shared.config import as_sections, differences, digest, parse_config, read_sections
 from shared.features import FeatureConfig
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TuneConfig
 
 
 def test_an_unknown_key_suggests_the_near_one() -> None:
@@ -99,27 +99,27 @@ def test_weights_stages_and_engine_change_the_fingerprint_and_the_file_name_does
 def test_the_featurestore_knows_exactly_the_trainers_sections() -> None:
     from featurestore.cli import TRAINER_SECTIONS
 
-    assert set(TRAINER_SECTIONS) == set(get_type_hints(TrainConfig))
+    assert set(TRAINER_SECTIONS) == set(get_type_hints(TrainConfig)) | set(get_type_hints(TuneConfig))
 
 
 @pytest.mark.parametrize("name", ["demo", "baseline"])
 def test_the_committed_configs_parse(name: str) -> None:
     sections = read_sections(Path("configs") / f"{name}.toml")
     feature_sections = get_type_hints(FeatureConfig)
-    parse_config(FeatureConfig, dict(sections), foreign=get_type_hints(TrainConfig))
-    parse_config(TrainConfig, dict(sections), foreign=feature_sections)
+    training, tuning = get_type_hints(TrainConfig), get_type_hints(TuneConfig)
+    parse_config(FeatureConfig, dict(sections), foreign=[*training, *tuning])
+    parse_config(TrainConfig, dict(sections), foreign=[*feature_sections, *tuning])
+    parse_config(TuneConfig, dict(sections), foreign=[*feature_sections, *training])
 
 
 def test_the_baseline_config_is_what_the_programs_do_without_one() -> None:
     sections = read_sections(Path("configs/baseline.toml"))
-    assert parse_config(FeatureConfig, dict(sections), foreign=get_type_hints(TrainConfig)) == (
-        FeatureConfig()
-    )
-    assert parse_config(TrainConfig, dict(sections), foreign=get_type_hints(FeatureConfig)) == (TrainConfig())
+    for kind in (FeatureConfig, TrainConfig, TuneConfig):
+        assert parse_config(kind, dict(sections), foreign=sections) == kind()
 
 
 def test_the_baseline_config_shows_every_key() -> None:
-    defaults = as_sections(FeatureConfig()) | as_sections(TrainConfig())
+    defaults = as_sections(FeatureConfig()) | as_sections(TrainConfig()) | as_sections(TuneConfig())
     shown = read_sections(Path("configs/baseline.toml"))
     assert {name: list(values) for name, values in shown.items()} == {
         name: list(values) for name, values in defaults.items()

@@ -25,7 +25,13 @@ def steps(epoch: int) -> list[list[Batch]]:
         targets = rng.random((16, 5)) < 0.25
         maps = rng.standard_normal((16, 12, 3, 10)) + np.pad(targets, ((0, 0), (0, 7)))[:, :, None, None]
         mask = np.arange(10) < rng.integers(3, 11, 16)[:, None]
-        parts = maps.astype(np.float32), targets.astype(np.float32), np.ones((16, 5), np.float32), mask
+        parts = (
+            maps.astype(np.float32),
+            targets.astype(np.float32),
+            np.ones((16, 5), np.float32),
+            mask,
+            np.ones(16, int),
+        )
         made.append([Batch(*map(torch.from_numpy, parts))])
     return made
 

@@ -38,6 +38,7 @@ def batch(num: int, seed: int = 0) -> Batch:
         torch.from_numpy((rng.random((num, 4)) < 0.3).astype(np.float32)),
         torch.from_numpy(weights),
         torch.ones(num, 10, dtype=torch.bool),
+        torch.full((num,), 100),
     )
 
 
@@ -56,7 +57,7 @@ def train(
 
 def test_accumulated_small_batches_are_the_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     def in_float64(batch: Batch, _: torch.device) -> Batch:
-        return Batch(*(part.double() for part in batch[:3]), batch.mask)
+        return Batch(*(part.double() for part in batch[:3]), *batch[3:])
 
     monkeypatch.setattr("trainer.loop.to_device", in_float64)
     large, small = make_head(torch.float64), make_head(torch.float64)

@@ -15,6 +15,7 @@ def batch(num: int = 16) -> Batch:
         (torch.rand(num, 3, generator=generator) < 0.4).float(),
         (torch.rand(num, 3, generator=generator) < 0.9).float(),
         mask,
+        torch.full((num,), 100),
     )
 
 
@@ -22,7 +23,9 @@ def numbered(num: int) -> Batch:
     """Clips whose constant map and label both say which one it is: a share can be read off a mix."""
     eye = torch.eye(num)
     maps = eye.view(num, num, 1, 1).expand(-1, -1, 2, 10)
-    return Batch(maps, eye, torch.ones(num, num), torch.ones(num, 10, dtype=torch.bool))
+    return Batch(
+        maps, eye, torch.ones(num, num), torch.ones(num, 10, dtype=torch.bool), torch.full((num,), 100)
+    )
 
 
 def test_the_same_generator_state_gives_the_same_bits() -> None:
