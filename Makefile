@@ -23,10 +23,12 @@ demo: $(STAMP)
 	    --out $(DEMO)/runs/attention
 	$(BIN)/trainer fit --features $(DEMO)/features.zarr --config configs/demo.toml \
 	    --out $(DEMO)/runs/linear --set head.name=linear
+	$(BIN)/trainer finetune --features $(DEMO)/features.zarr --init $(DEMO)/runs/attention \
+	    --config configs/demo.toml --out $(DEMO)/runs/tuned
 	$(BIN)/trainer predict $(DEMO)/runs/attention --audio $(DEMO)/data/soundscapes \
 	    --out $(DEMO)/submission.csv --png $(DEMO)/pictures --truth $(DEMO)/data/truth.csv
 	@echo
-	@$(BIN)/trainer evaluate $(DEMO)/runs/attention $(DEMO)/runs/linear \
+	@$(BIN)/trainer evaluate $(DEMO)/runs/attention $(DEMO)/runs/linear $(DEMO)/runs/tuned \
 	    --audio $(DEMO)/data/soundscapes --truth $(DEMO)/data/truth.csv
 	@echo
 	@echo "Held-out recordings, and 5-second segments of soundscapes against their truth; 0.5 is chance."

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from augments import augment
 from builds import builds
 from measuring import Numbers, median_seconds, peak_anonymous_mb, show
 from precision import precision
@@ -198,6 +199,7 @@ SECTIONS = {
     "build": builds,
     "precision": precision,
     "fit": fit,
+    "augment": augment,
     "memory": memory,
 }
 
