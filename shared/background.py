@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Generator
 
-from shared.audio import ClipDecoder, read_header, to_int16
+from shared.audio import AUDIO_SUFFIXES, ClipDecoder, read_header, to_int16
 from shared.augment import Range, Waveforms, at_snr, uniform
 from shared.clips import ClipGrid
 from shared.store import FeatureStore
 
-AUDIO_SUFFIXES = (".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".aiff", ".aif")
 MAX_CLIPS = 1000  # of a folder that are held in memory: 320 MB at 32 kHz and 5 s
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from shared.audio import Clip, ClipDecoder, read_header, to_int16
+from shared.audio import AUDIO_SUFFIXES, Clip, ClipDecoder, read_header, to_int16
 from shared.backbone import Backbone
 from shared.clips import ClipGrid
 from shared.config import differences
@@ -21,7 +21,6 @@ from trainer.data import frame_mask
 from trainer.network import Network
 from trainer.run import Run
 
-AUDIO_SUFFIXES = (".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".aiff", ".aif")
 MIN_TAIL_SECONDS = 1.0
 
 
