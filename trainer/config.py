@@ -204,6 +204,8 @@ class FinetuneConfig(FitConfig):
         faster) or "trained" (statistics and weights are trained, where the stage is).
     backbone_rate: the last stage's learning rate against the head's; stage_decay: each stage's against
         the one behind it.
+    interpolation: the weights that are scored and kept lie so far on the way from the head's run to the
+        trained ones (1: the trained ones). Excludes ema.
     checkpointing: compute the trained stages twice rather than keep them, for a small GPU.
     """
 
@@ -212,8 +214,9 @@ class FinetuneConfig(FitConfig):
     learning_rate: float = 1e-3
     unfreeze_stages: int = 3
     batch_norm: str = "folded"
-    backbone_rate: float = 0.1
-    stage_decay: float = 0.7
+    backbone_rate: float = 0.5
+    stage_decay: float = 0.8
+    interpolation: float = 0.5
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -225,6 +228,11 @@ class FinetuneConfig(FitConfig):
             )
         if not (self.backbone_rate > 0 and 0 < self.stage_decay <= 1):
             raise ValueError("need backbone_rate > 0 and 0 < stage_decay <= 1.")
+        if not 0 < self.interpolation <= 1 or (self.ema and self.interpolation < 1):
+            raise ValueError(
+                f"interpolation must be above 0 and at most 1, and 1 with ema; got {self.interpolation} "
+                f"with ema {self.ema}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

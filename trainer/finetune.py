@@ -16,6 +16,7 @@ from shared.store import FeatureStore
 from trainer.config import FinetuneConfig, TrainConfig, TuneConfig
 from trainer.fit import Prepared
 from trainer.heads import Head
+from trainer.loop import AnchoredWeights, AveragedWeights
 from trainer.mixing import mix_and_draw
 from trainer.mixup import Batch
 from trainer.network import FULL_SCALE, Network, make_network
@@ -56,6 +57,13 @@ class NetworkRecipe:
         """Return AdamW with a learning rate for the head and one for each trained stage."""
         assert isinstance(model, Network)
         return tuning_optimiser(model, self._tune.finetune)
+
+    def kept(self, model: nn.Module, config: TrainConfig) -> AveragedWeights | AnchoredWeights | None:
+        """Return weights between the run's and the trained ones, or their moving average."""
+        tuning = self._tune.finetune
+        if tuning.interpolation < 1:
+            return AnchoredWeights(model, tuning.interpolation)
+        return AveragedWeights(model, tuning.ema) if tuning.ema else None
 
     def mix(self, config: TrainConfig, epoch: int) -> Callable[[Batch], Batch]:
         """Return what makes images of a batch of waveforms: short clips repeated, policy, mixing, log-mel."""

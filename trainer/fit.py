@@ -20,7 +20,15 @@ from trainer.duplicates import recording_embeddings, similar_pairs
 from trainer.evaluate import score_recordings, write_class_table
 from trainer.heads import Head
 from trainer.leakage import leakage_report
-from trainer.loop import AveragedWeights, NotFiniteError, Precision, Training, make_optimiser, warmup_cosine
+from trainer.loop import (
+    AnchoredWeights,
+    AveragedWeights,
+    NotFiniteError,
+    Precision,
+    Training,
+    make_optimiser,
+    warmup_cosine,
+)
 from trainer.mixup import Batch, mixup
 from trainer.out_of_fold import FILE as OUT_OF_FOLD
 from trainer.out_of_fold import tabulate, write_out_of_fold
@@ -74,6 +82,9 @@ class Recipe(Protocol):
     def optimiser(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         """Return what moves its weights."""
 
+    def kept(self, model: nn.Module, config: TrainConfig) -> AveragedWeights | AnchoredWeights | None:
+        """Return the weights that are scored and kept, where they are not the trained ones."""
+
     def mix(self, config: TrainConfig, epoch: int) -> Callable[[Batch], Batch]:
         """Return what is done to every batch of an epoch on the device, with chance of its own."""
 
@@ -102,6 +113,10 @@ class HeadRecipe:
     def optimiser(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         """Return AdamW."""
         return make_optimiser(model, config.fit)
+
+    def kept(self, model: nn.Module, config: TrainConfig) -> AveragedWeights | AnchoredWeights | None:
+        """Return the moving average, if one is asked for."""
+        return AveragedWeights(model, config.fit.ema) if config.fit.ema else None
 
     def mix(self, config: TrainConfig, epoch: int) -> Callable[[Batch], Batch]:
         """Return mixup."""
@@ -232,7 +247,7 @@ def _training(prepared: Prepared, config: TrainConfig, device: torch.device, rec
         num_steps=steps_per_epoch(prepared, config) * config.fit.epochs,
         warmup=config.fit.warmup,
     )
-    averaged = AveragedWeights(model, config.fit.ema) if config.fit.ema else None
+    averaged = recipe.kept(model, config)
     optimiser = recipe.optimiser(model, config)
     precision = Precision(device)
     return Training(model, optimiser, rate, precision, config.loss, config.fit.clip_norm, averaged)

@@ -73,6 +73,28 @@ class AveragedWeights:
             kept.copy_(found)
 
 
+class AnchoredWeights:
+    """Weights on the straight line from those at the beginning to the trained ones, a model itself.
+
+    Source: Wortsman et al. 2022, arXiv 2109.01903 (weight-space ensembling, alpha).
+    """
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        self._start = {name: value.clone() for name, value in model.state_dict().items()}
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._share = share
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Follow the trained weights."""
+        trained = model.state_dict()
+        for name, kept in self.model.state_dict().items():
+            if kept.is_floating_point():
+                torch.lerp(self._start[name], trained[name], self._share, out=kept)
+            else:
+                kept.copy_(trained[name])
+
+
 @dataclass
 class Training:
     """A model, from a batch's maps and mask to HeadOutput, with everything that moves its weights.
@@ -87,7 +109,7 @@ class Training:
     precision: Precision
     loss: LossConfig
     clip_norm: float
-    averaged: AveragedWeights | None = None
+    averaged: AveragedWeights | AnchoredWeights | None = None
     steps_done: int = 0
 
     def __post_init__(self) -> None:

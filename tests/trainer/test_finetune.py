@@ -143,7 +143,7 @@ def test_trained_batch_norms_learn_their_statistics_and_predict_folded(
     store: Path, tune: Callable[..., Path]
 ) -> None:
     more = ["--set", "finetune.batch_norm=trained", "--set", "finetune.unfreeze_stages=1"]
-    out = tune("tuned", *more, "--set", "finetune.ema=0.5")
+    out = tune("tuned", *more, "--set", "finetune.ema=0.5", "--set", "finetune.interpolation=1")
     found = load_file(out / "network.safetensors")
     run = load_run(out)
     assert run.tune is not None
@@ -165,7 +165,7 @@ def test_trained_batch_norms_learn_their_statistics_and_predict_folded(
     "setting",
     ["augment.steps=[]", "augment.steps=[{apply = \"gaussian_noise\", snr_db = [0, 5]}]", "mixing.mixup=none",
      "mixing.mixup=waveforms", "mixing.combine=0.5", "mixing.add=0.5", "finetune.backbone_rate=0.3",
-     "finetune.stage_decay=0.5", "finetune.seed=1", "finetune.accumulate=2", "finetune.ema=0.9"],
+     "finetune.stage_decay=0.5", "finetune.seed=1", "finetune.accumulate=2", "finetune.interpolation=1"],
 )  # fmt: skip
 def test_every_setting_changes_what_is_learned(tune: Callable[..., Path], setting: str) -> None:
     one, other = tune("one"), tune("other", "--set", setting)
@@ -190,6 +190,18 @@ def test_accumulated_small_batches_are_the_large_batch(monkeypatch: pytest.Monke
         models.append(model)
     for one, two in zip(*(model.parameters() for model in models), strict=True):
         assert torch.allclose(one, two, rtol=1e-7, atol=1e-10)
+
+
+def test_interpolated_weights_lie_on_the_way_from_the_start_to_the_trained_ones(
+    tune: Callable[..., Path], head: Path
+) -> None:
+    ends = [tune(str(share), "--set", f"finetune.interpolation={share}") for share in (1.0, 0.25)]
+    trained, quarter = (load_file(path / "network.safetensors") for path in ends)
+    run = load_run(head)
+    start = make_network(run.features, run.facts["stage"], run.model, FinetuneConfig(), CPU).state_dict()
+    for name, value in quarter.items():
+        assert torch.allclose(value, torch.lerp(start[name], trained[name], 0.25), atol=1e-7), name
+    assert any(not torch.equal(trained[name], start[name]) for name in trained)
 
 
 def test_checkpointing_changes_no_gradient() -> None:
