@@ -252,7 +252,7 @@ def evaluate(
 
             segments = commands.segment_scores(Predictor(run, torch_device, weights), audio, truth)
             table |= {f"segment_{name}": value for name, value in segments.items()}
-        tables[str(path)] = {"head": run.train.head.name, **table}
+        tables[str(path)] = {"head": run.train.head.name + (", tuned" if run.tune else ""), **table}
     if as_json:
         for table in tables.values():
             click.echo(json.dumps({k: None if v != v else v for k, v in table.items()}, indent=2))

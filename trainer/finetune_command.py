@@ -78,7 +78,7 @@ def finetune(features: Path, init: Path, tune: TuneConfig, way: Way, device: tor
     leakage = json.loads((init / "leakage.json").read_text(encoding="utf-8"))
     config = first.init.train
     folds = first.prepared.folds
-    say_folded(write_folded(way.out, jobs, config, first.prepared.data, folds, leakage), way)
+    say_folded(write_folded(way.out, jobs, config, first.prepared.data, folds, leakage, tune), way)
 
 
 def _prepared(features: Path, init: Run, tune: TuneConfig, out: Path, device: torch.device) -> Tuning:

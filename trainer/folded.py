@@ -9,16 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from shared.config import as_sections, write_toml
 from shared.taxonomy import write_taxonomy
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TuneConfig
 from trainer.data import ClipData, feature_config
 from trainer.evaluate import write_class_table
 from trainer.fit import store_facts
 from trainer.jobs import Job
 from trainer.metrics import FIGURES
 from trainer.out_of_fold import FILE, OutOfFold, joined, read_out_of_fold, write_out_of_fold
-from trainer.run import read_facts, software_versions, write_facts, write_json
+from trainer.run import read_facts, software_versions, write_config, write_facts, write_json
 from trainer.splits import Folds
 
 
@@ -34,6 +33,7 @@ def write_folded(
     data: ClipData,
     folds: Folds,
     leakage: dict[str, Any],
+    tune: TuneConfig | None = None,
 ) -> OutOfFold:
     """Join the finished folds' predictions in the run folder `path`; return them.
 
@@ -42,7 +42,7 @@ def write_folded(
     table = joined([read_out_of_fold(job.path) for job in jobs])
     facts = {**read_facts(path)} if (path / "run.json").is_file() else {}
     facts |= {"kind": "folds", "runs": [job.path.name for job in jobs], "remarks": list(folds.remarks)}
-    write_table_run(path, table, config, data, facts)
+    write_table_run(path, table, config, data, facts, tune)
     write_json(path / "leakage.json", leakage)
     split = data.store.recordings[["source", "filename", "xc_id", "sha256"]].copy()
     split["primary_label"], split["fold"] = data.first_primary(), folds.fold
@@ -51,11 +51,16 @@ def write_folded(
 
 
 def write_table_run(
-    path: Path, table: OutOfFold, config: TrainConfig, data: ClipData, facts: dict[str, Any]
+    path: Path,
+    table: OutOfFold,
+    config: TrainConfig,
+    data: ClipData,
+    facts: dict[str, Any],
+    tune: TuneConfig | None = None,
 ) -> None:
     """Write a run folder that holds a table of predictions instead of a head."""
     path.mkdir(parents=True, exist_ok=True)
-    write_toml(as_sections(feature_config(data.store)) | as_sections(config), path / "config.toml")
+    write_config(path, feature_config(data.store), config, tune)
     write_taxonomy(table.taxonomy, path / "taxonomy.csv")
     write_class_table(table.scores(), table.taxonomy, path / "per_class.csv")
     write_out_of_fold(table, path / FILE)
@@ -78,9 +83,9 @@ def out_of_fold_figures(table: OutOfFold, *, interval: bool) -> dict[str, float 
 
 
 def head_name(path: Path) -> str:
-    """Return the head's name of a run of folds."""
+    """Return the head's name of a run of folds, and whether its network was tuned."""
     sections = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-    return str(sections["head"]["name"])
+    return str(sections["head"]["name"]) + (", tuned" if "finetune" in sections else "")
 
 
 def with_folds(config: TrainConfig, num_folds: int) -> TrainConfig:

@@ -51,12 +51,17 @@ class Run:
 
 def create_run(run: Run) -> None:
     """Write all that is known before training."""
-    sections = as_sections(run.features) | as_sections(run.train)
-    if run.tune is not None:
-        sections |= as_sections(run.tune)
-        del sections["fit"], sections["mixup"]
-    write_toml(sections, run.path / "config.toml")
+    write_config(run.path, run.features, run.train, run.tune)
     write_taxonomy(run.taxonomy, run.path / "taxonomy.csv")
+
+
+def write_config(path: Path, features: FeatureConfig, train: TrainConfig, tune: TuneConfig | None) -> None:
+    """Write config.toml; with [finetune] in place of the head's [fit] and [mixup] where it was tuned."""
+    sections = as_sections(features) | as_sections(train)
+    if tune is not None:
+        sections |= as_sections(tune)
+        del sections["fit"], sections["mixup"]
+    write_toml(sections, path / "config.toml")
 
 
 def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[str, Any]:

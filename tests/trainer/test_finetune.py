@@ -247,6 +247,8 @@ def test_all_folds_are_tuned_and_compared(
     out = tune("all", init=heads)
     facts = json.loads(run_program("trainer", "evaluate", out, "--json").output)
     assert facts["folds"] == 3
+    assert facts["head"] == "attention, tuned"
+    assert "[[augment.steps]]" in (out / "config.toml").read_text()
     for name in ("fold1", "fold2", "fold3"):
         one, two = (pd.read_csv(run / name / "split.csv") for run in (heads, out))
         assert one.equals(two)
