@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +16,8 @@ from shared.background import BackgroundNoise
 
 Step = dict[str, Any]
 ABOVE_ZERO = ("rate", "cutoff_hz")
+OWN: dict[str, Callable[..., Any]] = {**TRANSFORMS, "background_noise": BackgroundNoise}
+GIVEN_KEYS = ("sample_rate_hz", "clip_samples")  # by the clips, not by a policy
 OWN_KEYS = ("apply", "probability", "weight")
 
 DEFAULT_STEPS: tuple[Step, ...] = (
@@ -53,6 +57,8 @@ def _check_step(step: Step) -> None:
     if isinstance(probability, bool) or not (isinstance(probability, int | float) and 0 <= probability <= 1):
         raise ValueError(f"probability must be in 0..1, got {probability!r}.")
     if "one_of" not in step:
+        if "weight" in step:
+            raise ValueError("a weight is for a table of one_of; a step alone has a probability.")
         _check_choice(step)
         return
     is_list = isinstance(step["one_of"], list | tuple) and step["one_of"]
@@ -62,62 +68,82 @@ def _check_step(step: Step) -> None:
         if not isinstance(choice, dict) or "probability" in choice:
             raise ValueError("each of one_of is a table with a weight in place of a probability.")
         weight = choice.get("weight", 1.0)
-        if not (isinstance(weight, int | float) and weight > 0):
+        if not (type(weight) in (int, float) and 0 < weight < math.inf):
             raise ValueError(f"weight must be above 0, got {weight!r}.")
         _check_choice(choice)
 
 
 def _check_choice(choice: Step) -> None:
-    """Look that the transform exists and takes these keys, and that ranges are ranges."""
-    if "apply" not in choice:
+    """Look that the transform exists and takes these keys; somebody else's is imported by `Policy` only."""
+    name = choice.get("apply")
+    if not isinstance(name, str):
         raise ValueError('each step names its transform, as in apply = "pink_noise", or is a one_of.')
-    keys = _own_keys(_transform(choice["apply"]))
+    if re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        return
+    if name not in OWN:
+        known = ", ".join(sorted(OWN))
+        raise ValueError(f"unknown transform {name!r}; known: {known}, or your own as module:name.")
+    _check_keys(choice, _keys_of(OWN[name]))
+
+
+def _check_keys(choice: Step, keys: dict[str, Any]) -> None:
+    name = choice["apply"]
     for key, value in choice.items():
         if key in OWN_KEYS:
             continue
         if key not in keys:
-            known = ", ".join(sorted(set(keys) - {"sample_rate_hz"})) or "nothing"
-            raise ValueError(f"{choice['apply']} has no {key}; it takes {known}.")
-        default = keys[key]
-        if isinstance(default, tuple):
-            is_range = isinstance(value, list | tuple) and len(value) == 2
-            if not (is_range and all(isinstance(bound, int | float) for bound in value)):
-                raise ValueError(
-                    f"{choice['apply']}.{key} must be a range, as in {list(default)}; got {value!r}."
-                )
-            if value[0] > value[1]:
-                raise ValueError(f"{choice['apply']}.{key} must rise, got {list(value)}.")
-            if key in ABOVE_ZERO and value[0] <= 0:
-                raise ValueError(f"{choice['apply']}.{key} must be above 0, got {list(value)}.")
+            raise ValueError(f"{name} has no {key}; it takes {', '.join(sorted(keys)) or 'nothing'}.")
+        if isinstance(keys[key], tuple):
+            _check_range(f"{name}.{key}", value, keys[key])
+    missing = [
+        key for key, default in keys.items() if default is inspect.Parameter.empty and key not in choice
+    ]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}.")
+    if not isinstance(choice.get("source", ""), str):
+        raise ValueError(f"{name}.source must be a folder or a store, got {choice['source']!r}.")
 
 
-def _transform(name: Any) -> Callable[..., Any]:
-    """Return the transform of a name, or the class that makes it.
+def _check_range(name: str, value: Any, default: tuple[float, float]) -> None:
+    numbers = value if isinstance(value, list | tuple) else ()
+    if len(numbers) != 2 or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
+        raise ValueError(f"{name} must be a range, as in {list(default)}; got {value!r}.")
+    low, high = numbers
+    if low > high:
+        raise ValueError(f"{name} must rise, got {list(numbers)}.")
+    kind = name.rpartition(".")[2]
+    if kind in ABOVE_ZERO and low <= 0:
+        raise ValueError(f"{name} must be above 0, got {list(numbers)}.")
+    if kind == "share" and not 0 <= low <= high <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {list(numbers)}.")
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    """Import a transform of somebody else's.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it cannot be, or is none.
     """
-    if name == "background_noise":
-        return BackgroundNoise
-    if name in TRANSFORMS:
-        return TRANSFORMS[name]
-    module, colon, attribute = str(name).partition(":")
-    if not colon:
-        known = ", ".join([*sorted(TRANSFORMS), "background_noise"])
-        raise ValueError(f"unknown transform {name!r}; known: {known}, or your own as module:name.")
+    module, _, attribute = name.partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be imported: {error}.") from error
+    except Exception as error:  # whatever their module does
+        raise ValueError(
+            f"{name} cannot be imported: {error}; Python looks for it along PYTHONPATH."
+        ) from error
     if not callable(found):
         raise ValueError(f"{name} is not callable.")
     return found
 
 
-def _own_keys(transform: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keyword parameters of a transform with their defaults, or those that its class takes."""
+def _keys_of(transform: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keyword parameters of a transform that are a user's, with their defaults."""
     parameters = inspect.signature(transform).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in GIVEN_KEYS
+    }
 
 
 class Policy:
@@ -127,10 +153,15 @@ class Policy:
         """Make every transform ready.
 
         Raises:
-            ValueError: a folder or store of background recordings cannot be used.
+            ValueError: a background cannot be used, or somebody else's transform cannot.
         """
         given = {"sample_rate_hz": sample_rate_hz, "clip_samples": clip_samples}
-        self._steps = [_MadeStep(step, given) for step in config.steps]
+        self._steps = []
+        for number, step in enumerate(config.steps, 1):
+            try:
+                self._steps.append(_MadeStep(step, given))
+            except ValueError as error:
+                raise ValueError(f"augment.steps[{number}]: {error}") from error
 
     def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
         """Return new waveforms; the given ones stay as they are."""
@@ -159,16 +190,25 @@ class _MadeStep:
                 if changed is waveforms:
                     changed = waveforms.clone()
                 rows = rows.to(waveforms.device)
-                changed[rows] = transform(waveforms[rows], rng)
+                found = transform(waveforms[rows], rng)
+                if found.shape != (len(rows), waveforms.shape[1]):
+                    raise ValueError(
+                        f"a transform of [augment] made {tuple(found.shape)} of "
+                        f"{(len(rows), waveforms.shape[1])}: shapes must stay."
+                    )
+                changed[rows] = found
         return changed
 
 
 def _made(choice: Step, given: Mapping[str, int]) -> Callable[[Tensor, Generator], Tensor]:
     """Bind a transform's keys; one that is a class is made once, and is called afterwards."""
-    transform = _transform(choice["apply"])
+    name = choice["apply"]
+    transform = OWN[name] if name in OWN else _imported(name)
+    _check_keys(choice, _keys_of(transform))
     keys = {key: tuple(value) if isinstance(value, list) else value
             for key, value in choice.items() if key not in OWN_KEYS}  # fmt: skip
-    keys |= {key: value for key, value in given.items() if key in _own_keys(transform)}
+    wanted = inspect.signature(transform).parameters
+    keys |= {key: value for key, value in given.items() if key in wanted}
     if inspect.isclass(transform):
         return cast(Callable[[Tensor, Generator], Tensor], transform(**keys))
 

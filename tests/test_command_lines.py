@@ -26,7 +26,7 @@ OPTIONS = {
     "trainer compare": "--json RUN_A RUN_B",
     "trainer fit": "--choose-by --config --device --features --fold --folds --grid --nested --out --resume "
     "--set --taxonomy --workers",
-    "trainer finetune": "--config --device --features --init --out --resume --set",
+    "trainer finetune": "--config --device --features --init --out --resume --set --weights",
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
     "trainer predict": "--audio --device --out --png --sample-submission --truth --weights RUN",
 }

@@ -165,11 +165,12 @@ def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, 
     help="TOML with [augment], [mixing], [finetune]; default: the baseline.",
 )
 @click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
+@click.option("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
 @one_line_errors
 def finetune(
-    features: Path, init: Path, out: Path, config_path: Path | None, resume: bool, device: str,
+    features: Path, init: Path, out: Path, config_path: Path | None, resume: bool, weights: str, device: str,
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train a head's backbone too, end to end on augmented waveforms.
@@ -187,7 +188,7 @@ def finetune(
     from trainer.fit_command import Way
 
     tune = commands.read_tune_config(config_path, overrides)
-    commands.finetune(features, init, tune, Way(out, resume, 1, click.echo), choose_device(device))
+    commands.finetune(features, init, tune, Way(out, resume, 1, click.echo), choose_device(device), weights)
 
 
 @main.command()

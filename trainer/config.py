@@ -228,6 +228,11 @@ class FinetuneConfig(FitConfig):
             )
         if not (self.backbone_rate > 0 and 0 < self.stage_decay <= 1):
             raise ValueError("need backbone_rate > 0 and 0 < stage_decay <= 1.")
+        if self.checkpointing and self.batch_norm == "trained":
+            raise ValueError(
+                "checkpointing computes a stage twice, so trained batch norms would count a batch twice: "
+                'take batch_norm = "folded" with it.'
+            )
         if not 0 < self.interpolation <= 1 or (self.ema and self.interpolation < 1):
             raise ValueError(
                 f"interpolation must be above 0 and at most 1, and 1 with ema; got {self.interpolation} "

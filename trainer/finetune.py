@@ -31,27 +31,40 @@ class NetworkRecipe:
 
     kind = "network"
 
-    def __init__(self, init: Run, tune: TuneConfig, device: torch.device) -> None:
-        """Make the policy ready.
-
-        Raises:
-            ValueError: a background of the policy cannot be used.
-        """
+    def __init__(
+        self, init: Run, tune: TuneConfig, policy: Policy, device: torch.device, weights: str = ""
+    ) -> None:
+        """Take a head's run, how to tune it, and the file of its backbone's weights where that is needed."""
         self.tune: TuneConfig | None = tune
         self._init, self._tune, self._device = init, tune, device
-        grid = init.features.clips.grid()
-        self._policy = Policy(tune.augment, grid.sample_rate_hz, grid.clip_samples)
+        self._policy, self._weights = policy, weights
         self._sha256 = hashlib.sha256(weights_file(init.path, init.facts).read_bytes()).hexdigest()
         self._network: Network | None = None
 
     def model(self, prepared: Prepared, config: TrainConfig, device: torch.device) -> nn.Module:
-        """Return the network with the run's own head and the backbone of its features."""
+        """Return the network with the run's own head and the backbone of its features.
+
+        Raises:
+            ValueError: the backbone's weights are not those that the features were made with.
+        """
         num_channels, num_rows, _ = self._init.facts["map_shape"]
         head = Head(num_channels, num_rows, len(self._init.taxonomy), config.head)
         head.load_state_dict(self._init.model.state_dict())
         stage = str(self._init.facts["stage"])
-        self._network = make_network(self._init.features, stage, head, self._tune.finetune, device)
+        self._network = make_network(
+            self._init.features, stage, head, self._tune.finetune, device, weights=self._weights
+        )
+        wanted = self._init.facts["fingerprint_of"]["backbone"]["weights"]
+        if self._network.backbone.weights_sha256 != wanted:
+            raise ValueError(
+                f"the backbone's weights ({self._network.backbone.weights_source}) are not those that the "
+                "features were made with; give their file with --weights FILE."
+            )
         return self._network
+
+    def release(self) -> None:
+        """Let go of the network."""
+        self._network = None
 
     def optimiser(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         """Return AdamW with a learning rate for the head and one for each trained stage."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from shared.augment_policy import Policy
 from shared.config import as_sections, digest, parse_config, read_sections
 from shared.features import FeatureConfig
 from shared.store import FeatureStore
@@ -19,7 +20,7 @@ from trainer.folded import write_folded
 from trainer.jobs import Job
 from trainer.loop import Precision
 from trainer.network import Network
-from trainer.run import Run, claim_folder, load_run, read_facts, write_facts
+from trainer.run import Run, claim_folder, load_run, read_facts, refuse_full, write_json
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,33 @@ def read_tune_config(path: Path | None, overrides: tuple[str, ...]) -> TuneConfi
     return parse_config(TuneConfig, read_sections(path, overrides), foreign=known)
 
 
-def finetune(features: Path, init: Path, tune: TuneConfig, way: Way, device: torch.device) -> None:
+def finetune(
+    features: Path, init: Path, tune: TuneConfig, way: Way, device: torch.device, weights: str = ""
+) -> None:
     """Tune a head's run, or each of a run of folds and join what they predict.
 
     Raises:
         ValueError: the run or the store cannot be tuned from, with the remedy.
     """
     facts = read_facts(init)
-    if facts.get("kind") != "folds":
-        tuning = _prepared(features, load_run(init), tune, way.out, device)
-        _tune(tuning, way, device)
-        way.say(f"{way.out}: next: trainer evaluate {init} {way.out}")
-        return
-    if not facts.get("runs"):
+    is_folds = facts.get("kind") == "folds"
+    if is_folds and not facts.get("runs"):
         raise ValueError(f"{init} holds predictions and no heads; name a run of `trainer fit --folds`.")
+    names = facts["runs"] if is_folds else [""]
+    runs = [load_run(init / name) for name in names]
+    policy = _policy(tune, runs[0], features)
     tunings = [
-        _prepared(features, load_run(init / name), tune, way.out / name, device) for name in facts["runs"]
+        _prepared(features, run, way.out / name, NetworkRecipe(run, tune, policy, device, weights), device)
+        for run, name in zip(runs, names, strict=True)
     ]
+    if not is_folds:
+        _tune(tunings[0], way, device)
+        scored = len(tunings[0].prepared.validation_rows)
+        way.say(
+            f"{way.out}: next: " + (f"trainer evaluate {init} {way.out}" if scored else "trainer predict")
+        )
+        return
+    leakage = json.loads((init / "leakage.json").read_text(encoding="utf-8"))
     bound_to = digest([as_sections(tune), [tuning.recipe.facts()["init_sha256"] for tuning in tunings]])
     claim_folder(way.out, "folds", bound_to, resume=way.resume)
     for tuning in tunings:
@@ -75,21 +86,40 @@ def finetune(features: Path, init: Path, tune: TuneConfig, way: Way, device: tor
         _tune(tuning, way, device)
     first = tunings[0]
     jobs = [Job(tuning.out, tuning.config, tuning.prepared.held_out) for tuning in tunings]
-    leakage = json.loads((init / "leakage.json").read_text(encoding="utf-8"))
     config = first.init.train
     folds = first.prepared.folds
     say_folded(write_folded(way.out, jobs, config, first.prepared.data, folds, leakage, tune), way)
 
 
-def _prepared(features: Path, init: Run, tune: TuneConfig, out: Path, device: torch.device) -> Tuning:
+def _policy(tune: TuneConfig, init: Run, features: Path) -> Policy:
+    """Return the policy; its backgrounds must not be the clips that are trained on and scored."""
+    for step in tune.augment.steps:
+        for choice in step.get("one_of", [step]):
+            is_background = choice["apply"] == "background_noise"
+            if is_background and Path(choice["source"]).resolve() == features.resolve():
+                raise ValueError(
+                    f"{features} as a background of itself would mix held-out recordings, and calls "
+                    "without their labels, into the training; name other recordings."
+                )
+    grid = init.features.clips.grid()
+    return Policy(tune.augment, grid.sample_rate_hz, grid.clip_samples)
+
+
+def _prepared(features: Path, init: Run, out: Path, recipe: NetworkRecipe, device: torch.device) -> Tuning:
     if init.tune is not None:
         raise ValueError(f"{init.path} is tuned already; name the head's run that it came from.")
     store = FeatureStore(features, str(init.facts["stage"]))
     check_same_features(init, store)
     data = waveform_data(store, init.taxonomy, init.train.labels, device)
-    config = replace(init.train, fit=tune.finetune)
+    assert recipe.tune is not None
+    config = replace(init.train, fit=recipe.tune.finetune)
+    if config.fit.patience and not init.train.fit.patience:
+        raise ValueError(
+            f"finetune.patience watches a fold that training has not seen, and {init.path} was trained on "
+            "all but the held-out one: fit the head with fit.patience too, or leave finetune.patience at 0."
+        )
     prepared = prepare(data, folds_of_run(init, store), config, init.facts["held_out"])
-    return Tuning(init, config, NetworkRecipe(init, tune, device), prepared, out)
+    return Tuning(init, config, recipe, prepared, out)
 
 
 def _tune(tuning: Tuning, way: Way, device: torch.device) -> None:
@@ -100,22 +130,31 @@ def _tune(tuning: Tuning, way: Way, device: torch.device) -> None:
         f"{config.fit.epochs} epochs, the last {config.fit.unfreeze_stages} stages of "  # type: ignore[attr-defined]
         f"{tuning.init.features.backbone.name} on {device.type}"
     )
-    start = None
-    is_finished = (tuning.out / "run.json").exists() and read_facts(tuning.out).get("finished")
+    is_finished = refuse_full(tuning.out, resume=way.resume) and read_facts(tuning.out).get("finished")
+    remember = {}
     if len(prepared.validation_rows) and not is_finished:
         start = _score_of_start(tuning, device)
+        remember = {"start": {name: value for name, value in start.items() if value == value}}
         way.say(f"epoch   0  macro ROC-AUC {start['macro_roc_auc']:.4f}  top-1 {start['top1']:.4f}")
     with tqdm(total=steps, unit="step", desc="tuning", leave=False) as bar:
-        fit(
-            prepared, config, tuning.out, device,
-            recipe=tuning.recipe, resume=way.resume, say=bar.write, step_done=bar.update,
-        )  # fmt: skip
-    if start is not None:
-        write_facts(tuning.out, {**read_facts(tuning.out), "start": start})
+        try:
+            fit(
+                prepared, config, tuning.out, device, recipe=tuning.recipe, remember=remember,
+                resume=way.resume, say=bar.write, step_done=bar.update,
+            )  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                "the GPU's memory is too small for a batch: lower finetune.batch_clips and raise "
+                "finetune.accumulate by as much, or set finetune.checkpointing = true."
+            ) from error
+    tuning.recipe.release()
+    leakage = tuning.init.path / "leakage.json"  # the same sides, and the head's run looked for duplicates
+    if leakage.is_file():
+        write_json(tuning.out / "leakage.json", json.loads(leakage.read_text(encoding="utf-8")))
 
 
 def _score_of_start(tuning: Tuning, device: torch.device) -> dict[str, float]:
-    """Score the untrained network: what the head's run scored, but for the rounding of stored maps."""
+    """Score the untrained network: what the head's run scored, but for rounding."""
     model = tuning.recipe.model(tuning.prepared, tuning.config, device)
     assert isinstance(model, Network)
     rows = tuning.prepared.validation_rows

@@ -199,6 +199,7 @@ def fit(
     device: torch.device,
     *,
     recipe: Recipe,
+    remember: dict[str, Any] | None = None,
     resume: bool,
     say: Callable[[str], object],
     step_done: Callable[[int], object],
@@ -208,6 +209,8 @@ def fit(
     The weights kept are the last epoch's (or their average), or with early stopping those of the epoch
     that was best on the watched fold: the held-out folds are scored and never chosen by. Killed and
     resumed, a training on the CPU ends in the same bits.
+
+    remember: more facts for run.json, which decide nothing.
     """
     bound_to = _bound_to(prepared, config, recipe)
     num_steps = steps_per_epoch(prepared, config) * config.fit.epochs
@@ -218,6 +221,7 @@ def fit(
     training = _training(prepared, config, device, recipe)
     run = _run(prepared, config, training, out, {"kind": recipe.kind, "bound_to": bound_to, **recipe.facts()})
     run.tune = recipe.tune
+    run.facts |= remember or {}
     progress = load_checkpoint(out, training, bound_to) if resume else Progress()
     run.facts["epochs_done"] = progress.epochs_done
     create_run(run)

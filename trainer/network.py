@@ -1,6 +1,7 @@
 """The whole network, trainable: log-mel images or waveforms to logits, by the backbone and the head."""
 
 import copy
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,14 +20,21 @@ FULL_SCALE = 32768  # of int16
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Waveforms of -1..1 to images. Not a module: it is fixed, and no run folder holds it."""
+    """Waveforms of -1..1 to images, on whatever device they are. No module: no run folder holds it."""
 
-    image: LogMelImage
+    features: FeatureConfig
 
     def __call__(self, waveforms: Float[Tensor, "b s"]) -> Float[Tensor, "b 3 m n"]:
-        """Return the images, always in fp32."""
-        images: Tensor = self.image(waveforms)
+        """Return the images, in fp32; on a GPU too, where convolutions would round to TF32."""
+        image = _image_layer(self.features, waveforms.device)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            images: Tensor = image(waveforms)
         return images
+
+
+@functools.lru_cache(maxsize=4)
+def _image_layer(features: FeatureConfig, device: torch.device) -> LogMelImage:
+    return LogMelImage(features.mel, features.clips.grid(), device)
 
 
 class Network(nn.Module):
@@ -103,14 +111,15 @@ def make_network(
     device: torch.device,
     *,
     bare: bool = False,
+    weights: str = "",
 ) -> Network:
     """Return the network of a head: the backbone that its features were made with, up to its stage.
 
-    bare: without the backbone's weights, for a network that loads its own.
+    bare: without the backbone's weights, for a network that loads its own. weights: a file of them, in
+    place of the one that the features name.
     """
     wanted = replace(features.backbone, stages=(stage,))
-    if bare:
-        wanted = replace(wanted, weights="random")
+    if bare or weights:
+        wanted = replace(wanted, weights="random" if bare else weights)
     backbone = load_backbone(wanted, device, fold=config.batch_norm == "folded")
-    front_end = FrontEnd(LogMelImage(features.mel, features.clips.grid(), device))
-    return Network(backbone, head.to(device), front_end, config).to(device)
+    return Network(backbone, head.to(device), FrontEnd(features), config).to(device)

@@ -64,6 +64,18 @@ def write_config(path: Path, features: FeatureConfig, train: TrainConfig, tune: 
     write_toml(sections, path / "config.toml")
 
 
+def refuse_full(path: Path, *, resume: bool) -> bool:
+    """Tell whether a run's folder holds something.
+
+    Raises:
+        ValueError: it does, and nothing is to be resumed.
+    """
+    is_full = path.exists() and any(path.iterdir())
+    if is_full and not resume:
+        raise ValueError(f"{path} exists and is not empty; give another --out, or go on with --resume.")
+    return is_full
+
+
 def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[str, Any]:
     """Make a run's folder, or find it as it was left; return its facts.
 
@@ -72,9 +84,7 @@ def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[
     Raises:
         ValueError: it is not empty, and nothing is to be resumed, or what is there is something else.
     """
-    if path.exists() and any(path.iterdir()):
-        if not resume:
-            raise ValueError(f"{path} exists and is not empty; give another --out, or go on with --resume.")
+    if refuse_full(path, resume=resume):
         facts = read_facts(path)
         if facts.get("kind") != kind:
             raise ValueError(f"{path} holds a run of {facts.get('kind')}, not of {kind}; give another --out.")
@@ -93,7 +103,7 @@ def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[
 def save_progress(run: Run, history: list[dict[str, Any]]) -> None:
     """Replace weights, metrics and facts: a kill leaves the last whole epoch."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
-    _refuse_not_finite(tensors, "lower fit.learning_rate; the run keeps the epochs before")
+    _refuse_not_finite(tensors, "lower learning_rate; the run keeps the epochs before")
     lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
     temporary = run.path / ".metrics.jsonl.tmp"
     temporary.write_text(lines, encoding="utf-8")

@@ -61,6 +61,20 @@ def test_a_callable_of_the_same_form_can_be_named(monkeypatch: pytest.MonkeyPatc
         policy({"apply": "no_such_module:louder"})
 
 
+def two(waveforms: Tensor, rng: Generator) -> Tensor:
+    """A transform that loses samples."""
+    return waveforms[:, :2]
+
+
+def test_a_config_is_read_without_importing_what_it_names_and_shapes_must_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    AugmentConfig(steps=({"apply": "no_such_module:louder", "by": 3.0},))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(ValueError, match="shapes must stay"):
+        policy({"apply": "test_augment_policy:two"})(torch.ones(2, 8), Generator())
+
+
 def test_the_same_seed_gives_the_same_bits() -> None:
     waveforms = torch.randn(8, 32_000, generator=Generator().manual_seed(0)) * 0.1
     whole = Policy(AugmentConfig(), 32_000, 32_000)
@@ -72,11 +86,19 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 @pytest.mark.parametrize(
     ("step", "what"),
     [
-        ({"apply": "pink_nois"}, "unknown transform 'pink_nois'; known: circular_shift"),
+        ({"apply": "pink_nois"}, "unknown transform 'pink_nois'; known: background_noise, circular_shift"),
         ({"apply": "pink_noise", "snr": [1, 2]}, "pink_noise has no snr; it takes snr_db"),
         ({"apply": "pink_noise", "snr_db": 5}, r"must be a range, as in \[5.0, 30.0\]; got 5"),
         ({"apply": "pink_noise", "snr_db": [9, 5]}, r"must rise, got \[9, 5\]"),
         ({"apply": "time_stretch", "rate": [0, 2]}, "must be above 0"),
+        ({"apply": "gain", "gain_db": [float("nan"), 1.0]}, "must be a range"),
+        ({"apply": "circular_shift", "share": [-1, 5]}, "must be in 0..1"),
+        ({"apply": "frequency_mask", "sample_rate_hz": 5}, "has no sample_rate_hz; it takes width_hz"),
+        ({"apply": ["gain"]}, "each step names its transform"),
+        ({"apply": ".x:y"}, "unknown transform"),
+        ({"apply": "gain", "weight": 2}, "a weight is for a table of one_of"),
+        ({"apply": "background_noise"}, "background_noise needs source"),
+        ({"apply": "background_noise", "source": 5}, "must be a folder or a store"),
         ({"apply": "gain", "probability": 1.5}, "probability must be in 0..1, got 1.5"),
         ({"probability": 0.5}, "each step names its transform"),
         ({"one_of": []}, "one_of must be a list of tables"),

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shared.backbone import BackboneConfig
+from shared.background import BackgroundNoise
 from shared.clips import ClipConfig
 from shared.features import FeatureConfig
 from shared.mel import MelConfig
@@ -258,6 +259,24 @@ def test_all_folds_are_tuned_and_compared(
     tune("all", "--resume", "--set", "finetune.seed=2", init=heads, status=2)
 
 
+def test_other_weights_than_the_features_are_refused(head: Path, tune: Callable[..., Path]) -> None:
+    facts = json.loads((head / "run.json").read_text())
+    facts["fingerprint_of"]["backbone"]["weights"] = "0" * 64
+    (head / "run.json").write_text(json.dumps(facts))
+    assert not (tune("refused", status=2) / "network.safetensors").exists()
+
+
+def test_a_store_serves_as_background(store: Path, build_tiny: Callable[..., Path]) -> None:
+    other = build_tiny("other.zarr")
+    noise = BackgroundNoise(source=str(other), sample_rate_hz=8000, clip_samples=8000, snr_db=(6.0, 6.0))
+    clips = torch.from_numpy(FeatureStore(store).array("waveforms").read(np.arange(6))).float() / 32768
+    added = noise(clips, torch.Generator().manual_seed(0)) - clips
+    ratio = 10 * torch.log10(clips.square().mean(dim=1) / added.square().mean(dim=1))
+    assert ratio.numpy() == pytest.approx(np.full(6, 6.0), abs=0.05)
+    with pytest.raises(ValueError, match="as background they must be 4000 at 8000 Hz"):
+        BackgroundNoise(source=str(other), sample_rate_hz=8000, clip_samples=4000)
+
+
 def epochs_done(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -302,6 +321,11 @@ def test_what_cannot_be_tuned_is_said_with_the_remedy(
     )
     assert "tuned already" in refused(store, tune("tuned"))
     assert "no run folder" in refused(store, store.parent)
+    background = f'augment.steps=[{{apply = "background_noise", source = "{store}"}}]'
+    assert "as a background of itself" in refused(store, head, "--set", background)
+    assert "watches a fold" in refused(store, head, "--set", "finetune.patience=2")
+    assert "folded" in refused(store, head, "--set", "finetune.checkpointing=true",
+                               "--set", "finetune.batch_norm=trained")  # fmt: skip
     assert "snr_db" in refused(store, head, "--set", 'augment.steps=[{apply = "pink_noise", snr = [1, 2]}]')
     assert "unfreeze_stages" in refused(store, head, "--set", "finetune.unfreeze_stages=-1")
     table = pd.read_csv(tiny_data / "metadata.csv")
