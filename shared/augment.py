@@ -112,6 +112,11 @@ def circular_shift(waveforms: Waveforms, rng: Generator, *, share: Range = (0.0,
     """Begin later in the clip, by a share of its length; its beginning follows its end."""
     num_samples = waveforms.shape[1]
     offset = (uniform(waveforms, rng, share) * num_samples).long()
+    if waveforms.device.type == "cpu":  # two copies a clip; a GPU would wait for every number
+        turned = [
+            clip.roll(-number) for clip, number in zip(waveforms, offset.flatten().tolist(), strict=True)
+        ]
+        return torch.stack(turned)
     place = torch.arange(num_samples, device=waveforms.device).unsqueeze(0)
     return waveforms.gather(1, (place + offset) % num_samples)
 

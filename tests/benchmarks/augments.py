@@ -99,4 +99,6 @@ def step_seconds(policy: Policy) -> Numbers:
             augmented = mix_name == "augmented"
             training.run([[batch]], partial(drawn, augmented=augmented), lambda _: None)
 
-    return median_seconds({name: partial(step, name) for name in ("images", "plain", "augmented")}, repeats=9)
+    return median_seconds(
+        {name: partial(step, name) for name in ("images", "plain", "augmented")}, repeats=25
+    )
