@@ -14,12 +14,12 @@ from shared.augment_policy import Policy
 from shared.config import as_sections
 from shared.store import FeatureStore
 from trainer.config import FinetuneConfig, TrainConfig, TuneConfig
-from trainer.fit import Prepared
 from trainer.heads import Head
 from trainer.loop import AnchoredWeights, AveragedWeights
 from trainer.mixing import mix_and_draw
 from trainer.mixup import Batch
 from trainer.network import FULL_SCALE, Network, make_network
+from trainer.prepare import Prepared
 from trainer.run import Run, weights_file
 from trainer.splits import Folds
 

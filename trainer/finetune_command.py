@@ -14,12 +14,13 @@ from shared.store import FeatureStore
 from trainer.config import TrainConfig, TuneConfig
 from trainer.evaluate import check_same_features, score_recordings, waveform_data
 from trainer.finetune import NetworkRecipe, folds_of_run
-from trainer.fit import Prepared, fit, prepare, steps_per_epoch
+from trainer.fit import fit, steps_per_epoch
 from trainer.fit_command import Way, say_folded
 from trainer.folded import write_folded
 from trainer.jobs import Job
 from trainer.loop import Precision
 from trainer.network import Network
+from trainer.prepare import Prepared, prepare
 from trainer.run import Run, claim_folder, load_run, read_facts, refuse_full, write_json
 
 

@@ -2,13 +2,11 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -16,10 +14,8 @@ from shared.config import as_sections, digest
 from trainer.checkpoint import Progress, load_checkpoint, remove_checkpoint, save_checkpoint
 from trainer.config import TrainConfig, TuneConfig
 from trainer.data import ClipData, feature_config, training_steps
-from trainer.duplicates import recording_embeddings, similar_pairs
 from trainer.evaluate import score_recordings, write_class_table
 from trainer.heads import Head
-from trainer.leakage import leakage_report
 from trainer.loop import (
     AnchoredWeights,
     AveragedWeights,
@@ -32,6 +28,7 @@ from trainer.loop import (
 from trainer.mixup import Batch, mixup
 from trainer.out_of_fold import FILE as OUT_OF_FOLD
 from trainer.out_of_fold import tabulate, write_out_of_fold
+from trainer.prepare import Prepared, write_split
 from trainer.run import (
     Run,
     claim_folder,
@@ -39,34 +36,10 @@ from trainer.run import (
     load_run,
     save_progress,
     software_versions,
-    write_json,
 )
-from trainer.sampling import ClipSampler, rarest_class, recording_weights
-from trainer.splits import Folds, make_folds, one_sided
 
 STANDARDISE_CLIPS = 2048
 MIN_GAIN = 1e-4  # of the watched macro ROC-AUC, to be called better
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a fit works on: the data, its split, and the clips to draw from.
-
-    held_out: the folds that are scored; watched: the one that early stopping looks at, if any.
-    side: per recording "training", "validation", "watched" or "unused".
-    loss_weights: what a recording counts in the loss, where that is not alike.
-    """
-
-    data: ClipData
-    folds: Folds
-    held_out: tuple[int, ...]
-    side: np.ndarray
-    sampler: ClipSampler
-    training_rows: np.ndarray
-    validation_rows: np.ndarray
-    watched_rows: np.ndarray
-    loss_weights: np.ndarray | None
-    remarks: tuple[str, ...]
 
 
 @runtime_checkable
@@ -126,70 +99,6 @@ class HeadRecipe:
     def facts(self) -> dict[str, Any]:
         """Return nothing: config, data and split decide."""
         return {}
-
-
-def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], object]) -> Folds:
-    """Look for near-duplicates, and take or compute the folds.
-
-    step_done: told how many clips have been read.
-    """
-    usable = data.usable_rows()
-    recording = data.recording_of_row[usable]
-    pairs = np.zeros((0, 2), np.int64)
-    if config.split.duplicates:
-        found, embeddings = recording_embeddings(data.store.maps, usable, recording, step_done)
-        pairs = found[similar_pairs(embeddings, config.split.duplicates)]
-    return make_folds(data.store.recordings, data.first_primary(), data.has_clip(), config.split, pairs)
-
-
-def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequence[int]) -> Prepared:
-    """Put every recording on its side, and weigh those to train on.
-
-    Raises:
-        ValueError: fewer than two kinds of recordings to tell apart, nothing left to train on, or
-            no fold left to watch.
-    """
-    truth, usable = data.targets.recording_truth, data.usable_rows()
-    _check_kinds(data, truth)
-    is_validation = np.isin(folds.fold, held_out)
-    is_watched = np.zeros(len(truth), bool)
-    if config.fit.patience:
-        is_watched = folds.fold == folds.watched(held_out)
-    of_row = data.recording_of_row[usable]
-    known = data.targets.is_known()[usable]
-    training = usable[~is_validation[of_row] & ~is_watched[of_row] & known]
-    trained = np.unique(data.recording_of_row[training])
-    side = np.full(len(truth), "unused", dtype=object)
-    side[trained] = "training"
-    side[data.has_clip() & is_watched] = "watched"
-    side[data.has_clip() & is_validation] = "validation"
-    worth = np.zeros(len(truth))
-    worth[trained] = recording_weights(truth[trained], data.ratings()[trained], config.sampler)
-    classes = np.zeros(len(truth), np.int64)
-    classes[trained] = rarest_class(truth[trained])
-    in_loss = config.sampler.weigh == "loss" and len(trained) > 0
-    drawn = np.isin(np.arange(len(truth)), trained).astype(float) if in_loss else worth
-    sampler = ClipSampler(training, data.recording_of_row[training], drawn, classes, config.sampler.drawing)
-    loss_weights = (worth / worth[trained].mean()).astype(np.float32) if in_loss else None
-    remarks = folds.remarks
-    if held_out:
-        remarks += one_sided(is_validation, data.first_primary(), data.has_clip())
-    return Prepared(
-        data, folds, tuple(held_out), side, sampler, training,
-        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks,
-    )  # fmt: skip
-
-
-def _check_kinds(data: ClipData, truth: np.ndarray) -> None:
-    has_clip = data.has_clip()
-    kinds = {tuple(np.flatnonzero(row)) for row in truth[has_clip]}
-    if len(kinds) < 2:
-        names = [code for column, code in enumerate(data.taxonomy.species) if truth[has_clip, column].any()]
-        raise ValueError(
-            f"of the taxonomy's species, {data.store.path} holds recordings of "
-            f"{', '.join(names) or 'none'} only; a detector needs at least two, or one and "
-            "recordings without it."
-        )
 
 
 def fit(
@@ -384,22 +293,3 @@ def store_facts(data: ClipData) -> dict[str, Any]:
         "map_shape": list(store.maps.row_shape),
         "frame_hop": store.frame_hop,
     }
-
-
-def write_split(prepared: Prepared, out: Path) -> None:
-    """Write which recording was on which side, and what the sides have in common."""
-    data = prepared.data
-    table = data.store.recordings[["source", "filename", "xc_id", "sha256"]].copy()
-    table["primary_label"] = data.first_primary()
-    table["fold"] = prepared.folds.fold
-    table["side"] = prepared.side
-    pd.DataFrame(table).to_csv(out / "split.csv", index=False)
-    write_json(out / "leakage.json", split_report(prepared))
-
-
-def split_report(prepared: Prepared) -> dict[str, Any]:
-    """Return the leakage report; watched recordings count as trained on, as they are chosen by."""
-    trained = np.isin(prepared.side, ["training", "watched"])
-    return leakage_report(
-        prepared.data.store.recordings, prepared.folds, trained, prepared.side == "validation"
-    )

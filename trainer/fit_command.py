@@ -12,7 +12,7 @@ from tqdm import tqdm
 from shared.config import as_sections, digest
 from shared.features import FeatureConfig
 from trainer.config import TrainConfig, TuneConfig
-from trainer.fit import split_report, steps_per_epoch
+from trainer.fit import steps_per_epoch
 from trainer.folded import fold_jobs, out_of_fold_figures, with_folds, write_folded, write_table_run
 from trainer.grid import Trial, grid_text, mean_and_spread, read_grid
 from trainer.jobs import Fitter, Job, run_jobs
@@ -20,6 +20,7 @@ from trainer.leakage import crossing_report, leakage_lines
 from trainer.metrics import FIGURES
 from trainer.nested import choose, chosen_tables, inner_jobs
 from trainer.out_of_fold import OutOfFold
+from trainer.prepare import split_report
 from trainer.run import claim_folder, parameter_count
 from trainer.splits import Folds, one_sided
 

@@ -16,8 +16,9 @@ from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig, TrainConfig
 from trainer.data import ClipData
-from trainer.fit import HeadRecipe, Prepared, find_folds, fit, prepare
+from trainer.fit import HeadRecipe, fit
 from trainer.map_source import MapSource, choose_source
+from trainer.prepare import Prepared, find_folds, prepare
 from trainer.run import Run
 from trainer.splits import Folds
 

@@ -20,10 +20,10 @@ from click.testing import Result
 from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.config import SamplerConfig, SplitConfig, TrainConfig
-from trainer.fit import split_report
 from trainer.jobs import Fitter, Job
 from trainer.metrics import score_table
 from trainer.out_of_fold import read_out_of_fold
+from trainer.prepare import split_report
 from trainer.run import load_run
 
 Run = Callable[..., Result]
