@@ -1,8 +1,6 @@
 """Plan in, store out: decode, embed, write and commit shard after shard."""
 
-import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,15 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featurestore.numerics import numerics_of
 from featurestore.pipeline import in_order
 from featurestore.plan import Plan
 from featurestore.row_source import RowBatch, RowSource, batches_of
 from featurestore.stored_rows import StoredRows
+from featurestore.views import Views, ViewSections
 from shared.audio import Finding
 from shared.commit import Commit, Run
 from shared.config import as_sections, differences
 from shared.embedder import Embedder
 from shared.shards import shard_bytes
+from shared.store import view_group
 from shared.store_writer import ArraySpec, StoreWriter
 
 Progress = Callable[[int], object]
@@ -46,14 +47,23 @@ class Builder:
     """Computes the shards of a plan that a store does not have yet."""
 
     def __init__(
-        self, path: Path, embedder: Embedder, *, shard_clips: int, with_waveforms: bool, workers: int
+        self,
+        path: Path,
+        embedder: Embedder,
+        *,
+        shard_clips: int,
+        with_waveforms: bool,
+        workers: int,
+        views: Views | None = None,
     ) -> None:
         self.path = path
         self.embedder = embedder
+        self.views = views or Views(ViewSections(), embedder.grid, embedder.device)
         self.workers = workers
         self.clock = embedder.clock
         self.arrays = {
-            f"maps/{stage}": ArraySpec(shape, "float16", {"frame_hop": embedder.frame_hops[stage]})
+            f"{group}/{stage}": ArraySpec(shape, "float16", {"frame_hop": embedder.frame_hops[stage]})
+            for group in ("maps", *map(view_group, self.views.numbers))
             for stage, shape in embedder.map_shapes.items()
         }
         if with_waveforms:
@@ -89,6 +99,8 @@ class Builder:
             ValueError: all differing keys are named.
         """
         changed = differences(found["fingerprint_of"], self.embedder.fingerprint_of)
+        views = {"views": found.get("views", {})}, {"views": self.views.attributes}
+        changed += differences(*views)
         if found["shard_clips"] != self.shard_clips:
             changed.append(f"store.shard_clips: {found['shard_clips']} -> {self.shard_clips}")
         if has_waveforms != ("waveforms" in self.arrays):
@@ -245,8 +257,7 @@ class Builder:
         if batch.is_stored:
             rows = [row for row in batch.stored if row is not None]
             return _Finished(batch, {name: stored.read(name, rows) for name in self.arrays})
-        embedded = self.embedder.embed(batch.waveforms)
-        arrays = {f"maps/{stage}": maps for stage, maps in embedded.maps.items()}
+        arrays, overflows = self._embedded(batch, plan)
         silent = np.array(batch.valid_samples) == 0
         for name, maps in arrays.items():
             maps[silent] = 0  # a row without audio is a row of zeros: never trained on, and named
@@ -254,10 +265,27 @@ class Builder:
                 has_audio = plan.paths[int(plan.recording[batch.rows[place]])] is not None
                 if known is not None and not has_audio and not stored.has("waveforms"):
                     maps[place] = stored.read(name, [known])[0]  # all that is left of it
-        cut = [batch.rows[place] for place in np.flatnonzero(embedded.overflows)]
+        cut = [batch.rows[place] for place in np.flatnonzero(overflows)]
         for row in cut:
             add_findings(batch.recordings, {plan.sha256_of(range(row, row + 1))[0]: OVERFLOW})
         return _Finished(batch, arrays | {"waveforms": batch.waveforms})
+
+    def _embedded(self, batch: RowBatch, plan: Plan) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the maps of a batch and of its views by array, and per clip how many values were cut."""
+        clean = self.embedder.embed(batch.waveforms)
+        arrays = {f"maps/{stage}": maps for stage, maps in clean.maps.items()}
+        overflows = clean.overflows
+        starts = plan.start[batch.rows.start : batch.rows.stop].tolist()
+        causes = [
+            f"{sha256}/{start}" for sha256, start in zip(plan.sha256_of(batch.rows), starts, strict=True)
+        ]
+        for number in self.views.numbers:
+            with self.clock.measured("augment"):
+                waveforms = self.views.of(batch.waveforms, batch.valid_samples, causes, number)
+            view = self.embedder.embed(waveforms)
+            arrays |= {f"{view_group(number)}/{stage}": maps for stage, maps in view.maps.items()}
+            overflows = overflows + view.overflows
+        return arrays, overflows
 
     def publish(self, writer: StoreWriter, plan: Plan) -> int:
         """Gather the commits into the tables and make the rows visible; return how many.
@@ -321,21 +349,6 @@ def moves_rows(writer: StoreWriter, plan: Plan, commits: dict[int, Commit]) -> b
     )
 
 
-def numerics_of(embedder: Embedder) -> dict[str, Any]:
-    """Return what decides the last bits of a feature beside the config."""
-    return embedder.numerics | {"processor": _processor(), "numpy": np.__version__}
-
-
-def _processor() -> str:
-    """Return the processor's name: kernels are chosen by it, and the last bits with them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def check_free_space(path: Path, num_bytes: int) -> int:
     """Return the free bytes where the store goes.
 
@@ -354,7 +367,9 @@ def check_free_space(path: Path, num_bytes: int) -> int:
     return free
 
 
-def store_attributes(embedder: Embedder, taxonomy: list[str]) -> dict[str, Any]:
+def store_attributes(
+    embedder: Embedder, taxonomy: list[str], views: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the root attributes of a new store: no times, no paths."""
     sections = as_sections(embedder.config)
     sections["backbone"]["weights"] = Path(sections["backbone"]["weights"]).name
@@ -371,25 +386,5 @@ def store_attributes(embedder: Embedder, taxonomy: list[str]) -> dict[str, Any]:
         "taxonomy": taxonomy,
         "problems": [],
         "tail_samples_left_out": 0,
+        **({"views": views} if views else {}),
     }
-
-
-class RateEstimate:
-    """Tells once, after the first batches, about how long the rest will take."""
-
-    def __init__(self, num_clips: int, tell: Callable[[str], object], after: int = 5) -> None:
-        self._num_clips, self._tell, self._after = num_clips, tell, after
-        self._ticks, self._done = 0, 0
-        self._start = time.monotonic()
-
-    def __call__(self, clips: int) -> None:
-        """Count finished clips; the first batch is warm-up and not timed."""
-        self._ticks += 1
-        if self._ticks == 1:
-            self._start = time.monotonic()
-            return
-        self._done += clips
-        if self._ticks == self._after and self._num_clips > self._done:
-            rate = self._done / (time.monotonic() - self._start)
-            minutes = (self._num_clips - self._done) / rate / 60
-            self._tell(f"about {minutes:.1f} minutes to go at {rate:.1f} clips/s")

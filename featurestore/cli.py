@@ -15,6 +15,8 @@ from shared.command_line import SET_HELP, UserError, one_line_errors
 
 if TYPE_CHECKING:
     from featurestore.plan import Source
+    from featurestore.views import ViewSections
+    from shared.config import Sections
     from shared.features import FeatureConfig
 
 TRAINER_SECTIONS = (
@@ -25,10 +27,12 @@ TRAINER_SECTIONS = (
     "head",
     "loss",
     "fit",
-    "augment",
     "mixing",
     "finetune",
 )
+
+
+VIEWS_HELP = "Store V augmented versions of every clip as well, by [augment], for `trainer fit` to draw from."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -74,6 +78,7 @@ def main() -> None:
     help="Threads that decode, and that embed, a core each; default: all.",
 )
 @click.option("--no-waveforms", is_flag=True, help="Store the maps only; no fine-tuning from such a store.")
+@click.option("--views", type=click.IntRange(0), metavar="V", help=VIEWS_HELP)
 @click.option("--prune", is_flag=True, help="Remove recordings that the metadata no longer has.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any recording is damaged or unreadable.")
 @click.option("--allow-mixed", is_flag=True, help="Go on with a store begun on another machine or torch.")
@@ -82,8 +87,8 @@ def main() -> None:
 @one_line_errors
 def build(
     config_path: Path | None, metadata: Path, audio: Path, out: Path, external: tuple[str, ...],
-    weights: str | None, device: str, workers: int | None, no_waveforms: bool, prune: bool, strict: bool,
-    allow_mixed: bool, break_lock: bool, overrides: tuple[str, ...],
+    weights: str | None, device: str, workers: int | None, no_waveforms: bool, views: int | None,
+    prune: bool, strict: bool, allow_mixed: bool, break_lock: bool, overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Slice recordings into clips and compute their waveforms and embedding maps, once.
 
@@ -99,7 +104,7 @@ def build(
     from shared.clip_array import num_processors
     from shared.embedder import choose_device
 
-    config = _config(config_path, (*overrides, *([f"backbone.weights={weights}"] if weights else ())))
+    config, view_sections = _configs(_sections(config_path, overrides, weights, views))
     refuse_other_output(out)
     request = BuildRequest(
         out=out,
@@ -108,6 +113,7 @@ def build(
         device=choose_device(device),
         workers=workers or num_processors(),
         with_waveforms=not no_waveforms,
+        views=view_sections,
         allow_mixed=allow_mixed,
         prune=prune,
         break_lock=break_lock,
@@ -130,11 +136,27 @@ def _stoppable_exit() -> Iterator[None]:
         sys.exit(stopped.exit_status)
 
 
-def _config(path: Path | None, overrides: tuple[str, ...]) -> FeatureConfig:
-    from shared.config import parse_config, read_sections
+def _sections(
+    path: Path | None, overrides: tuple[str, ...], weights: str | None, views: int | None
+) -> Sections:
+    """Return what the config file, --set and the options of their own say."""
+    from shared.config import read_sections
+
+    own = [f"backbone.weights={weights}"] if weights else []
+    own += [f"views.count={views}"] if views is not None else []
+    return read_sections(path, (*overrides, *own))
+
+
+def _configs(sections: Sections) -> tuple[FeatureConfig, ViewSections]:
+    """Return what decides the features, and what decides their views."""
+    from featurestore.views import ViewSections
+    from shared.config import as_sections, parse_config
     from shared.features import FeatureConfig
 
-    return parse_config(FeatureConfig, read_sections(path, overrides), foreign=TRAINER_SECTIONS)
+    views = as_sections(ViewSections())
+    features = parse_config(FeatureConfig, sections, foreign=(*TRAINER_SECTIONS, *views))
+    others = (*TRAINER_SECTIONS, *as_sections(features))
+    return features, parse_config(ViewSections, sections, foreign=others)
 
 
 def _sources(metadata: Path, audio: Path, external: tuple[str, ...], config: FeatureConfig) -> list[Source]:
@@ -270,13 +292,14 @@ def convert(source: Path, out: Path, break_lock: bool) -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Threads that embed, a core each; default: all.")
 @click.option("--no-waveforms", is_flag=True, help="Store the maps only; no fine-tuning from such a store.")
+@click.option("--views", type=click.IntRange(0), metavar="V", help=VIEWS_HELP)
 @click.option("--allow-mixed", is_flag=True, help="Go on with a store begun on another machine or torch.")
 @click.option("--break-lock", is_flag=True, help="Take a lock that another host left behind.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=SET_HELP)
 @one_line_errors
 def embed(
     source: Path, out: Path, config_path: Path | None, weights: str | None, device: str,
-    workers: int | None, no_waveforms: bool, allow_mixed: bool, break_lock: bool,
+    workers: int | None, no_waveforms: bool, views: int | None, allow_mixed: bool, break_lock: bool,
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Compute another backbone's maps, or other stages, from a store's waveforms.
@@ -290,13 +313,11 @@ def embed(
     from featurestore.embed import EmbedRequest, embed_store, own_sections
     from featurestore.session import close, refuse_other_output
     from shared.clip_array import num_processors
-    from shared.config import parse_config, read_sections
     from shared.embedder import choose_device
-    from shared.features import FeatureConfig
 
     refuse_other_output(out)
-    given = read_sections(config_path, (*overrides, *([f"backbone.weights={weights}"] if weights else ())))
-    config = parse_config(FeatureConfig, own_sections(source, given), foreign=TRAINER_SECTIONS)
+    given = _sections(config_path, overrides, weights, views)
+    config, view_sections = _configs(own_sections(source, given))
     request = EmbedRequest(
         source=source,
         out=out,
@@ -304,6 +325,7 @@ def embed(
         device=choose_device(device),
         workers=workers or num_processors(),
         with_waveforms=not no_waveforms,
+        views=view_sections,
         allow_mixed=allow_mixed,
         break_lock=break_lock,
     )

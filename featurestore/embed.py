@@ -13,6 +13,7 @@ from featurestore.session import Say, embedder_for, plan_clips, refuse_another_c
 from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.summary import stage_table
+from featurestore.views import Views, ViewSections
 from shared.command_line import size_text
 from shared.config import Sections, differences
 from shared.features import FeatureConfig
@@ -30,6 +31,7 @@ class EmbedRequest:
     device: torch.device
     workers: int
     with_waveforms: bool
+    views: ViewSections
     allow_mixed: bool
     break_lock: bool
 
@@ -88,12 +90,14 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
             shard_clips=request.config.store.shard_clips,
             with_waveforms=request.with_waveforms,
             workers=request.workers,
+            views=Views(request.views, embedder.grid, request.device),
         )
+        builder.views.refuse_own(source.recordings)
         refuse_another_config(builder, request.out)
         work_folder(request.out)
         tables = {name: getattr(source, name) for name in TABLES}
         plan = plan_of_tables(tables, source.attributes, [None] * len(source.recordings))
-        attributes = store_attributes(embedder, source.attributes["taxonomy"])
+        attributes = store_attributes(embedder, source.attributes["taxonomy"], builder.views.attributes)
         shards = list(range(plan.num_shards))
         if builder.path.exists():
             existing = builder.open(attributes)

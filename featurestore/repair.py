@@ -20,6 +20,7 @@ from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.stored_rows import StoredRows
 from featurestore.verify import RECOVERY, find_audio, verify_folder, verify_store
 from featurestore.verify_hdf5 import commits_of, raw_rows, recovery_of_file
+from featurestore.views import Views, stored_sections
 from shared import recovery
 from shared.commit import Commit
 from shared.config import parse_config
@@ -181,9 +182,10 @@ class _Recomputation:
         device = choose_device("cpu" if is_cpus else "auto")  # another's last bits would differ
         embedder = embedder_for(replace(config, backbone=backbone), device, self.workers)
         names = files.array_names()
+        views = Views(stored_sections(attributes, self.audio), embedder.grid, device)
         builder = Builder(
             self.work, embedder, shard_clips=attributes["shard_clips"],
-            with_waveforms="waveforms" in names, workers=self.workers,
+            with_waveforms="waveforms" in names, workers=self.workers, views=views,
         )  # fmt: skip
         writer = builder.open({})
         builder.admit_numerics(writer, allow_mixed=self.allow_mixed)

@@ -1,5 +1,6 @@
 """A build from start to end: sources, plan, what is missing, the work, the summary."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from featurestore.build import Builder, RateEstimate, check_free_space, store_attributes
+from featurestore.build import Builder, check_free_space, store_attributes
 from featurestore.containers import finish_container, folder_of, work_folder
 from featurestore.known import Known
 from featurestore.lock import locked
@@ -17,6 +18,7 @@ from featurestore.seen import SeenFiles, seen_path
 from featurestore.stopping import Stopped, stoppable, stopping_only_at
 from featurestore.stored_rows import StoredRows
 from featurestore.summary import stage_table, store_facts, summary_text
+from featurestore.views import Views, ViewSections
 from shared.command_line import size_text
 from shared.embedder import Embedder
 from shared.features import FeatureConfig
@@ -42,6 +44,7 @@ class BuildRequest:
     device: torch.device
     workers: int
     with_waveforms: bool
+    views: ViewSections
     allow_mixed: bool
     prune: bool
     break_lock: bool
@@ -63,13 +66,16 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
             shard_clips=request.config.store.shard_clips,
             with_waveforms=request.with_waveforms,
             workers=request.workers,
+            views=Views(request.views, embedder.grid, request.device),
         )
-        attributes = store_attributes(embedder, request.sources[0].metadata.primary_species())
+        species = request.sources[0].metadata.primary_species()
+        attributes = store_attributes(embedder, species, builder.views.attributes)
         refuse_another_config(builder, request.out)  # before anything is unpacked or read
         work = work_folder(request.out)
         if work.exists():
             builder.open(attributes)
         plan = _plan(request, work, say)
+        builder.views.refuse_own(plan.recordings)
         if not plan.num_rows:
             first = plan.recordings.iloc[0]
             raise ValueError(
@@ -147,6 +153,27 @@ def run_to_the_end(
     return seconds
 
 
+class RateEstimate:
+    """Tells once, after the first batches, about how long the rest will take."""
+
+    def __init__(self, num_clips: int, tell: Callable[[str], object], after: int = 5) -> None:
+        self._num_clips, self._tell, self._after = num_clips, tell, after
+        self._ticks, self._done = 0, 0
+        self._start = time.monotonic()
+
+    def __call__(self, clips: int) -> None:
+        """Count finished clips; the first batch is warm-up and not timed."""
+        self._ticks += 1
+        if self._ticks == 1:
+            self._start = time.monotonic()
+            return
+        self._done += clips
+        if self._ticks == self._after and self._num_clips > self._done:
+            rate = self._done / (time.monotonic() - self._start)
+            minutes = (self._num_clips - self._done) / rate / 60
+            self._tell(f"about {minutes:.1f} minutes to go at {rate:.1f} clips/s")
+
+
 def plan_clips(plan: Plan, shards: list[int]) -> int:
     """Return the clips of the given shards."""
     return sum(len(plan.rows_of(shard)) for shard in shards)
@@ -182,8 +209,9 @@ def _announce(request: BuildRequest, builder: Builder, plan: Plan, shards: list[
         num_bytes += plan.num_rows * builder.bytes_per_clip()
     free = check_free_space(request.out, num_bytes)
     hours = plan.num_rows * request.config.clips.hop_seconds / 3600
+    views = f" and {len(builder.views.numbers)} views of each" if builder.views.numbers else ""
     say(
-        f"{len(plan.recordings)} recordings, {plan.num_rows} clips, about {hours:.2f} hours; "
+        f"{len(plan.recordings)} recordings, {plan.num_rows} clips{views}, about {hours:.2f} hours; "
         f"{num_clips} clips to compute, {size_text(num_bytes)} on disk of {size_text(free)} free; "
         f"{request.config.backbone.name} on {request.device.type} ({builder.embedder.engine.name}, "
         f"{request.config.backbone.precision}), {request.workers} workers"

@@ -8,7 +8,8 @@ from shared.stage_clock import StageClock
 from shared.store import FeatureStore
 
 MAX_NAMED = 20
-STAGES = ("decode", "log-mel", "backbone", "write")
+STAGES = ("decode", "augment", "log-mel", "backbone", "write")
+EMBEDDING = ("augment", "log-mel", "backbone")
 
 
 def store_facts(store: FeatureStore) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def store_facts(store: FeatureStore) -> dict[str, Any]:
         "no_longer_in_metadata": int((~store.in_metadata).sum()),
         **{status: int(statuses.get(status, 0)) for status in ("ok", "short", "damaged", "unreadable")},
         "bytes": stored_bytes(store.path),
+        "views": store.num_views,
         "has_waveforms": store.waveforms is not None,
         "stages": " ".join(store.stages),
         "map_channels": store.maps.row_shape[0],
@@ -53,19 +55,22 @@ def stored_bytes(path: Path) -> int:
 def stage_table(clock: StageClock, num_clips: int, wall_seconds: float, threads: dict[str, int]) -> str:
     """Return where a build's time went, by stage, and which stage bounds it: whose threads wait least.
 
-    threads: how many work on decoding, on embedding (log-mel and backbone) and on writing. Busy
+    threads: how many work on decoding, on embedding (views, log-mel and backbone) and on writing. Busy
     seconds are summed over threads and include waiting for a processor, not for another stage.
     """
-    busy = {stage: clock.seconds().get(stage, 0.0) for stage in STAGES}
+    seconds_of = clock.seconds()
+    busy = {
+        stage: seconds_of.get(stage, 0.0) for stage in STAGES if stage in seconds_of or stage != "augment"
+    }
     total = sum(busy.values()) or 1.0
     rows = [
         [stage, f"{seconds:.1f}", f"{1e3 * seconds / num_clips:.2f}", f"{100 * seconds / total:.0f} %"]
         for stage, seconds in busy.items()
     ]
-    embedding = max(("log-mel", "backbone"), key=lambda stage: busy[stage])
+    embedding = max(EMBEDDING, key=lambda stage: busy.get(stage, 0.0))
     use = {
         "decode": busy["decode"] / threads["decode"],
-        embedding: (busy["log-mel"] + busy["backbone"]) / threads["embed"],
+        embedding: sum(busy.get(stage, 0.0) for stage in EMBEDDING) / threads["embed"],
         "write": busy["write"] / threads["write"],
     }
     rate = num_clips / max(wall_seconds, 1e-9)
@@ -92,11 +97,12 @@ def summary_text(store: FeatureStore, *, all_problems: bool = False) -> str:
     facts = store_facts(store)
     arrays = [store.array(f"maps/{stage}") for stage in store.stages]
     waveforms = "stored" if facts["has_waveforms"] else "left out"
+    views = f", and of {facts['views']} views of every clip," if facts["views"] else ""
     maps = ", ".join(f"{array.name} {'x'.join(map(str, array.row_shape))}" for array in arrays)
     lines = [
         f"{store.path}: {facts['clips']} clips, {facts['hours']:.2f} hours of audio, "
         f"{facts['recordings']} recordings, {facts['species']} species, {size_text(facts['bytes'])}",
-        f"  {maps} float16 of {facts['backbone']} ({facts['weights']}), "
+        f"  {maps} float16{views} of {facts['backbone']} ({facts['weights']}), "
         f"{facts['engine']} {facts['precision']}; waveforms {waveforms}",
         f"  recordings: {facts['ok']} ok, {facts['short']} short, {facts['damaged']} damaged, "
         f"{facts['unreadable']} unreadable",

@@ -20,7 +20,7 @@ from shared.commit import Commit, first_runs, runs_of
 from shared.documents import UNREADABLE, canonical, read_group
 from shared.hdf5_files import Hdf5Files, read_seals
 from shared.shards import damaged_rows
-from shared.store import StoreFiles, files_of, read_attributes
+from shared.store import VIEWS, StoreFiles, files_of, read_attributes, view_group
 from shared.store_writer import recovery_document
 from shared.zarr_files import ZarrFiles
 
@@ -130,7 +130,8 @@ def _array_documents(
     files: ZarrFiles, attributes: dict[str, Any], copies: dict[str, bytes]
 ) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Return row bytes and row shape of every clip array, from its document or the second copy."""
-    names = [f"maps/{stage}" for stage in attributes["stages"]]
+    groups = ["maps", *map(view_group, range(1, attributes.get(VIEWS, {}).get("count", 0) + 1))]
+    names = [f"{group}/{stage}" for group in groups for stage in attributes["stages"]]
     if "waveforms/zarr.json" in attributes["seal"]:
         names.append("waveforms")
     found = {}
@@ -218,7 +219,9 @@ def _strays(files: ZarrFiles, attributes: dict[str, Any], num_shards: int) -> li
         name = file.relative_to(files.path).as_posix()
         if file.is_dir() or name in known or _is_left_over(name, attributes["tables"]):
             continue
-        number = re.search(r"^commits/(\d+)/zarr\.json$|^(?:waveforms|maps/[^/]+)/c/(\d+)/0[/0]*$", name)
+        number = re.search(
+            r"^commits/(\d+)/zarr\.json$|^(?:waveforms|maps/[^/]+|views/\d+/[^/]+)/c/(\d+)/0[/0]*$", name
+        )
         shard = int(number[1] or number[2]) if number else -1
         # Shards behind the last row are an unfinished build's, which goes on with them.
         if not number or (shard >= num_shards and not files.commit_file(shard).is_file()):

@@ -169,6 +169,12 @@ class Policy:
             waveforms = step(waveforms, rng)
         return waveforms
 
+    @property
+    def backgrounds(self) -> list[BackgroundNoise]:
+        """The recordings that it may mix in, in the policy's order."""
+        made = [transform for step in self._steps for transform in step.transforms]
+        return [transform for transform in made if isinstance(transform, BackgroundNoise)]
+
 
 class _MadeStep:
     """One step: which clips get it, and which of its transforms each gets."""
@@ -178,13 +184,13 @@ class _MadeStep:
         self._probability = float(step.get("probability", 1.0))
         weights = torch.tensor([float(choice.get("weight", 1.0)) for choice in choices])
         self._bounds = (weights.cumsum(0) / weights.sum()).tolist()
-        self._transforms = [_made(choice, given) for choice in choices]
+        self.transforms = [_made(choice, given) for choice in choices]
 
     def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
         drawn, choice = torch.rand(2, len(waveforms), generator=rng, device=waveforms.device).cpu()
         number = torch.bucketize(choice, torch.tensor(self._bounds[:-1]), right=True)
         changed = waveforms
-        for place, transform in enumerate(self._transforms):
+        for place, transform in enumerate(self.transforms):
             rows = ((drawn < self._probability) & (number == place)).nonzero().flatten()
             if len(rows):
                 if changed is waveforms:

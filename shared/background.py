@@ -1,5 +1,6 @@
 """Background recordings, from a folder or a store, added at a random signal-to-noise ratio."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,18 @@ from torch import Generator
 from shared.audio import AUDIO_SUFFIXES, ClipDecoder, read_header, to_int16
 from shared.augment import Range, Waveforms, at_snr, uniform
 from shared.clips import ClipGrid
+from shared.config import digest
 from shared.store import FeatureStore
 
 MAX_CLIPS = 1000  # of a folder that are held in memory: 320 MB at 32 kHz and 5 s
 
 
 class BackgroundNoise:
-    """Adds a random clip of other recordings, begun anywhere in it, at a ratio of powers drawn in dB."""
+    """Adds a random clip of other recordings, begun anywhere in it, at a ratio of powers drawn in dB.
+
+    sha256: digest of all that may be added.
+    recordings: sha256 of the recordings that it is from.
+    """
 
     def __init__(
         self, *, source: str, sample_rate_hz: int, clip_samples: int, snr_db: Range = (0.0, 20.0)
@@ -28,8 +34,9 @@ class BackgroundNoise:
         self._snr_db = snr_db
         path = Path(source)
         if path.is_dir() and not (path / "zarr.json").exists():
-            self._held: np.ndarray | None = _clips_of_folder(path, sample_rate_hz, clip_samples)
-            self._num_clips = len(self._held)
+            held, self.recordings = _clips_of_folder(path, sample_rate_hz, clip_samples)
+            self._held: np.ndarray | None = held
+            self._num_clips, self.sha256 = len(held), hashlib.sha256(held.tobytes()).hexdigest()
             return
         store = FeatureStore(path)
         rate = store.attributes["config"]["clips"]["sample_rate_hz"]
@@ -41,6 +48,8 @@ class BackgroundNoise:
                 f"they must be {clip_samples} at {sample_rate_hz} Hz."
             )
         self._held, self._stored, self._num_clips = None, store.waveforms, store.num_rows
+        self.sha256 = digest([store.fingerprint, store.attributes["tables"]])
+        self.recordings = frozenset(store.recordings["sha256"].astype(str)) - {""}
 
     def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
         """Return the clips with a background each."""
@@ -56,8 +65,13 @@ class BackgroundNoise:
         return at_snr(found, noise, uniform(found, rng, self._snr_db)).to(waveforms.dtype)
 
 
-def _clips_of_folder(folder: Path, sample_rate_hz: int, clip_samples: int) -> np.ndarray:
-    """Return whole int16 clips (N, S) of the recordings below a folder; a short one is repeated."""
+def _clips_of_folder(
+    folder: Path, sample_rate_hz: int, clip_samples: int
+) -> tuple[np.ndarray, frozenset[str]]:
+    """Return whole int16 clips (N, S) of the recordings below a folder, and the sha256 of these.
+
+    A short one is repeated.
+    """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
         raise ValueError(f"{folder} holds no recordings to use as background.")
@@ -67,9 +81,11 @@ def _clips_of_folder(folder: Path, sample_rate_hz: int, clip_samples: int) -> np
     )  # fmt: skip
     share = max(1, MAX_CLIPS // len(files))
     clips: list[np.ndarray] = []
+    recordings = set()
     for path in files[:MAX_CLIPS]:
         try:
             decoder = ClipDecoder(path, read_header(path), grid)
+            recordings.add(hashlib.sha256(path.read_bytes()).hexdigest())
             for number, clip in enumerate(decoder):
                 if number == share:
                     break
@@ -79,4 +95,4 @@ def _clips_of_folder(folder: Path, sample_rate_hz: int, clip_samples: int) -> np
             continue  # one that cannot be read is no background
     if not clips:
         raise ValueError(f"none of the {len(files)} recordings in {folder} can be read.")
-    return np.stack(clips)
+    return np.stack(clips), frozenset(recordings)

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from jaxtyping import Int16
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 from shared.backbone import Backbone, load_backbone
@@ -27,7 +27,7 @@ class Embedded:
 
 
 class Embedder:
-    """int16 waveforms (B, S) to float16 maps, in batches of one fixed size.
+    """Waveforms (B, S), int16 or float32, to float16 maps, in batches of one fixed size.
 
     The last batch of a call is padded, so that a row's bits depend on its place in the batch
     grid and never on how many rows came with it.
@@ -82,8 +82,8 @@ class Embedder:
         engine = {"openvino": version("openvino")} if self.engine.name == "openvino" else {}
         return {"device": gpu or self.device.type, "torch": torch.__version__, **engine}
 
-    def embed(self, waveforms: Int16[np.ndarray, "b s"]) -> Embedded:
-        """Return the maps of any number of clips."""
+    def embed(self, waveforms: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Embedded:
+        """Return the maps of any number of clips: int16 as stored, or -1..1 on the device."""
         parts = [
             self._embed_batch(waveforms[start : start + self.batch_clips])
             for start in range(0, len(waveforms), self.batch_clips)
@@ -92,15 +92,16 @@ class Embedder:
         return Embedded(maps, np.concatenate([part.overflows for part in parts]))
 
     @torch.inference_mode()
-    def _embed_batch(self, batch: Int16[np.ndarray, "b s"]) -> Embedded:
+    def _embed_batch(self, batch: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Embedded:
         if self.streams > 1 and torch.get_num_threads() > 1:
             torch.set_num_threads(1)  # counts for the calling thread: its stream is one core
         num_clips = len(batch)
-        if num_clips < self.batch_clips:
-            padding = np.zeros((self.batch_clips - num_clips, batch.shape[1]), np.int16)
-            batch = np.concatenate([batch, padding])
         with self.clock.measured("log-mel"):
-            images = self.image(self._on_device(batch).float() / 32768).contiguous()
+            waveforms = batch if isinstance(batch, Tensor) else self._on_device(batch).float() / 32768
+            if num_clips < self.batch_clips:
+                padding = waveforms.new_zeros(self.batch_clips - num_clips, waveforms.shape[1])
+                waveforms = torch.cat([waveforms, padding])
+            images = self.image(waveforms).contiguous()
         with self.clock.measured("backbone"):
             found = self.engine(images)
             halves, overflows = zip(*(_to_float16(values[:num_clips]) for values in found), strict=True)

@@ -63,7 +63,8 @@ class Hdf5Files:
     def array_names(self) -> list[str]:
         """Return the names of the clip arrays."""
         with self._open() as file:
-            names = [f"maps/{stage}" for stage in sorted(file["maps"])]
+            groups = ["maps", *(f"views/{number}" for number in file.get("views", ()))]
+            names = sorted(f"{group}/{stage}" for group in groups for stage in file[group])
             return names + ["waveforms"] * ("waveforms" in file)
 
     def array(self, name: str, num_rows: int) -> ClipArray:

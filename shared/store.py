@@ -16,6 +16,8 @@ from shared.zarr_files import ZarrFiles
 TABLES = ("clips", "recordings", "labels")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
+VIEWS = "views"
+
 StoreFiles = ZarrFiles | Hdf5Files
 
 
@@ -27,6 +29,11 @@ def is_hdf5(path: Path) -> bool:
 def parts_of(path: Path) -> Path:
     """Return the folder in which an HDF5 store is built."""
     return path.with_name(f"{path.name}.parts")
+
+
+def view_group(number: int) -> str:
+    """Return the group of a view's maps, by its number from 1 on."""
+    return f"{VIEWS}/{number}"
 
 
 def files_of(path: Path) -> StoreFiles:
@@ -118,6 +125,15 @@ class FeatureStore:
     def array(self, name: str) -> ClipArray:
         """Return a clip array by name."""
         return self.files.array(name, self.num_rows)
+
+    @property
+    def num_views(self) -> int:
+        """Augmented versions of every clip beside the clean one."""
+        return int(self.attributes.get(VIEWS, {}).get("count", 0))
+
+    def view(self, number: int) -> ClipArray:
+        """Return the maps of a view: 0 is the clean one."""
+        return self.array(f"{view_group(number)}/{self.stage}") if number else self.maps
 
     @property
     def fingerprint(self) -> str:

@@ -67,8 +67,7 @@ class StoreWriter:
         """Make the empty store beside its place and move it there: a kill leaves no half store."""
         new = self.path.with_name(f".{self.path.name}.new")
         shutil.rmtree(new, ignore_errors=True)
-        groups = {Path(name).parent.as_posix() for name in self.arrays} - {"."}
-        for group in (*groups, "commits", "tables"):
+        for group in (*self._groups(), "commits", "tables"):
             write_atomically(new / group / "zarr.json", canonical(group_document({})), new / SCRATCH)
         for name, spec in self.arrays.items():
             zarr.create_array(
@@ -95,6 +94,11 @@ class StoreWriter:
         document = group_document(with_checksum(root))
         write_atomically(new / "zarr.json", canonical(document), new / SCRATCH)
         new.replace(self.path)
+
+    def _groups(self) -> list[str]:
+        """Return the groups that the arrays are in, all levels."""
+        parents = {parent for name in self.arrays for parent in Path(name).parents} - {Path()}
+        return sorted(parent.as_posix() for parent in parents)
 
     def sweep_scratch(self) -> None:
         """Remove what was being written; nothing of it counts."""
@@ -252,8 +256,8 @@ class StoreWriter:
 
     def _small_files(self, tables: str) -> list[Path]:
         """Return the documents and tables that belong to a store, the root's apart."""
-        groups = {Path(name).parent for name in self.arrays} - {Path()}
-        documents = [Path(str(name), "zarr.json") for name in (*groups, *self.arrays, "commits", "tables")]
+        names = (*self._groups(), *self.arrays, "commits", "tables")
+        documents = [Path(name, "zarr.json") for name in names]
         written = [file.relative_to(self.path) for file in (self.path / tables).rglob("*") if file.is_file()]
         return documents + written
 

@@ -56,8 +56,8 @@ class ZarrFiles:
 
     def array_names(self) -> list[str]:
         """Return the names of the clip arrays."""
-        maps = sorted((self.path / "maps").glob("*/zarr.json"))
-        names = [f"maps/{document.parent.name}" for document in maps]
+        maps = [*self.path.glob("maps/*/zarr.json"), *self.path.glob("views/*/*/zarr.json")]
+        names = sorted(document.parent.relative_to(self.path).as_posix() for document in maps)
         return names + ["waveforms"] * (self.path / "waveforms" / "zarr.json").is_file()
 
     def array(self, name: str, num_rows: int) -> ClipArray:

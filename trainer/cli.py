@@ -123,6 +123,7 @@ def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, 
     """Parse the trainer's sections; the features' sections must agree with the store's."""
     from shared.config import as_sections, differences, parse_config, read_sections
     from shared.features import FeatureConfig
+    from shared.store import VIEWS
     from trainer.config import TrainConfig, TuneConfig
 
     sections = read_sections(path, overrides)
@@ -130,7 +131,7 @@ def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, 
     for section in read_sections(None, overrides):
         if section in tuning:
             raise ValueError(f"--set {section}: that is for `trainer finetune`; a head has no use for it.")
-    config = parse_config(TrainConfig, sections, foreign=[*feature_sections, *tuning])
+    config = parse_config(TrainConfig, sections, foreign=[*feature_sections, VIEWS, *tuning])
     given = {name: values for name, values in sections.items() if name in feature_sections}
     parse_config(FeatureConfig, given)
     given.pop("store", None)

@@ -60,14 +60,19 @@ class SamplerConfig:
         as much as it weighs).
     drawing: "stratified" (every batch holds every class by its share, to within one clip) or
         "independent" (each clip by itself).
+    views: how many of the store's augmented views each clip is drawn from, the clean one beside them, all
+        alike; -1: all there are.
     """
 
     exponent: float = -0.5
     use_rating: bool = True
     weigh: str = "draws"
     drawing: str = "stratified"
+    views: int = -1
 
     def __post_init__(self) -> None:
+        if self.views < -1:
+            raise ValueError(f"views must be a number of views, or -1 for all; got {self.views}.")
         if self.weigh not in WEIGHED:
             raise ValueError(f"weigh must be one of {', '.join(WEIGHED)}; got {self.weigh!r}.")
         if self.drawing not in DRAWINGS:

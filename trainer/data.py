@@ -45,6 +45,7 @@ class ClipData:
     targets: Targets
     source: MapSource
     score_clips: int
+    num_views: int
 
     def __init__(
         self,
@@ -56,11 +57,13 @@ class ClipData:
     ) -> None:
         """Turn labels into targets; maps come from `source`, or straight from the store.
 
+        source: where it holds views too, the row of a clip's view v is v * R + the clip's own.
         score_clips: how many are read at once to be scored.
         """
         self.score_clips = score_clips
         self.store, self.taxonomy = store, taxonomy
         self.source = source or StoredMaps(store.maps, torch.device("cpu"))
+        self.num_views = self.source.num_rows // max(1, store.num_rows) - 1
         self.grid = feature_config(store).clips.grid()
         tables = LabelledClips(len(store.recordings), store.clips, store.labels, self.grid.clip_samples)
         self.targets = make_targets(tables, taxonomy, labels)
@@ -99,13 +102,15 @@ class ClipData:
 
         loss_weights: what each recording counts in the loss (R,), where it is not 1.
         """
-        targets, weights = self.targets.of(rows)
+        view, clips = np.divmod(rows, self.store.num_rows)
+        targets, weights = self.targets.of(clips)
         if loss_weights is not None:
-            weights = weights * loss_weights[self.recording_of_row[rows]][:, None]
+            weights = weights * loss_weights[self.recording_of_row[clips]][:, None]
         maps = self.source.read(rows)
-        num_frames = self.store.maps.row_shape[2]
-        mask = frame_mask(self._valid[rows], frame_hop=self.store.frame_hop, num_frames=num_frames)
-        parts = (targets, weights, mask, self._valid[rows])
+        valid, num_frames = self._valid[clips], self.store.maps.row_shape[2]
+        mask = frame_mask(valid, frame_hop=self.store.frame_hop, num_frames=num_frames)
+        mask |= ((view > 0) & (valid > 0))[:, None]  # a view has no end: short clips are repeated in it
+        parts = (targets, weights, mask, valid)
         return Batch(maps, *(torch.from_numpy(part) for part in parts))
 
 

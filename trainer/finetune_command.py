@@ -10,7 +10,7 @@ from tqdm import tqdm
 from shared.augment_policy import Policy
 from shared.config import as_sections, digest, parse_config, read_sections
 from shared.features import FeatureConfig
-from shared.store import FeatureStore
+from shared.store import VIEWS, FeatureStore
 from trainer.config import TrainConfig, TuneConfig
 from trainer.evaluate import check_same_features, score_recordings, waveform_data
 from trainer.finetune import NetworkRecipe, folds_of_run
@@ -43,7 +43,7 @@ def read_tune_config(path: Path | None, overrides: tuple[str, ...]) -> TuneConfi
     Raises:
         ValueError: errors in them, or a --set of a section that is the head's.
     """
-    known = {**as_sections(FeatureConfig()), **as_sections(TrainConfig())}
+    known = {*as_sections(FeatureConfig()), VIEWS, *as_sections(TrainConfig())}
     for section in read_sections(None, overrides):
         if section in known:
             raise ValueError(
@@ -113,7 +113,8 @@ def _prepared(features: Path, init: Run, out: Path, recipe: NetworkRecipe, devic
     check_same_features(init, store)
     data = waveform_data(store, init.taxonomy, init.train.labels, device)
     assert recipe.tune is not None
-    config = replace(init.train, fit=recipe.tune.finetune)
+    sampler = replace(init.train.sampler, views=0)  # of maps; waveforms are augmented as they are drawn
+    config = replace(init.train, sampler=sampler, fit=recipe.tune.finetune)
     if config.fit.patience and not init.train.fit.patience:
         raise ValueError(
             f"finetune.patience watches a fold that training has not seen, and {init.path} was trained on "

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from shared.config import as_sections, digest
+from shared.store import VIEWS
 from trainer.checkpoint import Progress, load_checkpoint, remove_checkpoint, save_checkpoint
 from trainer.config import TrainConfig, TuneConfig
 from trainer.data import ClipData, feature_config, training_steps
@@ -37,6 +38,7 @@ from trainer.run import (
     save_progress,
     software_versions,
 )
+from trainer.sampling import draw_views
 
 STANDARDISE_CLIPS = 2048
 MIN_GAIN = 1e-4  # of the watched macro ROC-AUC, to be called better
@@ -182,6 +184,9 @@ def _train_epoch(
     drawn = prepared.sampler.draw_epoch(num_steps, accumulate * batch, np.random.default_rng([seed, epoch]))
     # A step is what is drawn as a whole; its batches get every accumulate-th clip, so all classes too.
     rows = drawn.reshape(num_steps, batch, accumulate).transpose(0, 2, 1)
+    if prepared.num_views:
+        rng = np.random.default_rng([seed, epoch, 4])
+        rows = draw_views(rows, prepared.num_views, prepared.data.store.num_rows, rng)
     steps = training_steps(prepared.data, rows, prepared.loss_weights)
     try:
         loss = training.run(steps, mix, step_done)
@@ -194,11 +199,11 @@ def _train_epoch(
 
 def _damaged_clip(data: ClipData, rows: np.ndarray) -> str:
     """Name the first of these clips whose stored map is not finite."""
-    maps = data.store.maps.read(rows.ravel())
-    bad = np.flatnonzero(~np.isfinite(maps).reshape(len(maps), -1).all(axis=1))
+    maps = data.source.read(rows.ravel()).flatten(1)
+    bad = (~maps.isfinite().all(dim=1)).nonzero()
     if not len(bad):
         return "All stored maps of that step are finite."
-    clip = data.store.clips.iloc[rows.ravel()[bad[0]]]
+    clip = data.store.clips.iloc[rows.ravel()[int(bad[0])] % data.store.num_rows]
     seconds = clip["start"] / data.grid.sample_rate_hz
     name = data.store.recordings["filename"].iloc[int(clip["recording"])]
     return f"The stored map of {name} at {seconds:g} s is not."
@@ -256,11 +261,12 @@ def steps_per_epoch(prepared: Prepared, config: TrainConfig) -> int:
 
 
 def _bound_to(prepared: Prepared, config: TrainConfig, recipe: Recipe) -> str:
-    """Return a digest of all that decides the weights: config, species, features, labels, sides."""
+    """Return a digest of all that decides the weights: config, species, features, views, labels, sides."""
     store = prepared.data.store
+    views = store.attributes[VIEWS] if prepared.num_views else {}
     return digest(
         [
-            as_sections(config), prepared.data.taxonomy.species, store.fingerprint,
+            as_sections(config), prepared.data.taxonomy.species, store.fingerprint, views,
             store.attributes["tables"], store.stage, prepared.side.tolist(), recipe.facts(),
         ]
     )  # fmt: skip
@@ -275,6 +281,7 @@ def _run(prepared: Prepared, config: TrainConfig, training: Training, out: Path,
         "remarks": list(prepared.remarks),
         "training_clips": len(prepared.training_rows),
         "validation_clips": len(prepared.validation_rows),
+        "views": prepared.num_views,
         "seed": config.fit.seed,
         "epochs_done": 0,
         "software": software_versions(),

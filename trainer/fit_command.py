@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from shared.config import as_sections, digest
 from shared.features import FeatureConfig
+from shared.store import VIEWS
 from trainer.config import TrainConfig, TuneConfig
 from trainer.fit import steps_per_epoch
 from trainer.folded import fold_jobs, out_of_fold_figures, with_folds, write_folded, write_table_run
@@ -46,7 +47,9 @@ def fit_one(fitter: Fitter, config: TrainConfig, way: Way, fold: str | None) -> 
     job = Job(way.out, config, () if held_out is None else (held_out,))
     prepared = fitter.prepare(job)
     way.say(
-        f"{len(prepared.training_rows)} clips to train on, {len(prepared.validation_rows)} held out "
+        f"{len(prepared.training_rows)} clips to train on"
+        f"{f' with {prepared.num_views} views of each' if prepared.num_views else ''}, "
+        f"{len(prepared.validation_rows)} held out "
         f"({'no fold' if held_out is None else f'fold {held_out}'}), {len(fitter.taxonomy)} species, "
         f"{config.head.name} on {fitter.device.type}"
     )
@@ -111,7 +114,7 @@ def fit_grid(fitter: Fitter, config: TrainConfig, grid: Grid, way: Way) -> None:
         if not held_out:
             raise ValueError("a grid compares held-out scores: --fold none leaves none.")
     trials = read_grid(
-        grid.file, as_sections(config), [*as_sections(FeatureConfig()), *as_sections(TuneConfig())]
+        grid.file, as_sections(config), [*as_sections(FeatureConfig()), VIEWS, *as_sections(TuneConfig())]
     )
     jobs = {trial.number: fold_jobs(way.out / trial.name, trial.config, held_out) for trial in trials}
     inner = inner_jobs(way.out, trials, folds) if grid.nested else []

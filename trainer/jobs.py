@@ -17,7 +17,7 @@ from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig, TrainConfig
 from trainer.data import ClipData
 from trainer.fit import HeadRecipe, fit
-from trainer.map_source import MapSource, choose_source
+from trainer.map_source import MapSource, ViewedMaps, choose_source
 from trainer.prepare import Prepared, find_folds, prepare
 from trainer.run import Run
 from trainer.splits import Folds
@@ -57,7 +57,8 @@ class Fitter:
         if (stage, config.labels) not in self._data:
             store = FeatureStore(self.features, stage)
             if stage not in self._sources:
-                self._sources[stage] = choose_source(store.maps, self.device, readers=self._readers)
+                maps = ViewedMaps(store) if store.num_views else store.maps
+                self._sources[stage] = choose_source(maps, self.device, readers=self._readers)
             data = ClipData(store, self.taxonomy, config.labels, self._sources[stage])
             self._data[stage, config.labels] = data
         return self._data[stage, config.labels]

@@ -24,6 +24,7 @@ class Prepared:
     held_out: the folds that are scored; watched: the one that early stopping looks at, if any.
     side: per recording "training", "validation", "watched" or "unused".
     loss_weights: what a recording counts in the loss, where that is not alike.
+    num_views: augmented views that each clip to train on is drawn from, beside the clean one.
     """
 
     data: ClipData
@@ -36,6 +37,7 @@ class Prepared:
     watched_rows: np.ndarray
     loss_weights: np.ndarray | None
     remarks: tuple[str, ...]
+    num_views: int
 
 
 def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], object]) -> Folds:
@@ -57,8 +59,14 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
 
     Raises:
         ValueError: fewer than two kinds of recordings to tell apart, nothing left to train on, or
-            no fold left to watch.
+            no fold left to watch, or fewer views than asked for.
     """
+    num_views = data.num_views if config.sampler.views < 0 else config.sampler.views
+    if num_views > data.num_views:
+        raise ValueError(
+            f"sampler.views = {num_views}, and {data.store.path} holds {data.num_views}: `featurestore embed "
+            f"{data.store.path} --views {num_views} --out OTHER.zarr` makes a store that has them."
+        )
     truth, usable = data.targets.recording_truth, data.usable_rows()
     _check_kinds(data, truth)
     is_validation = np.isin(folds.fold, held_out)
@@ -86,7 +94,7 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
         remarks += one_sided(is_validation, data.first_primary(), data.has_clip())
     return Prepared(
         data, folds, tuple(held_out), side, sampler, training,
-        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks,
+        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks, num_views,
     )  # fmt: skip
 
 

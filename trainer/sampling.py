@@ -37,6 +37,18 @@ def rarest_class(truth: Float32[np.ndarray, "r k"]) -> Int64[np.ndarray, " r"]:
     return np.asarray(counts.argmin(axis=1), np.int64)
 
 
+def draw_views(
+    rows: Int64[np.ndarray, "..."], num_views: int, num_clips: int, rng: np.random.Generator
+) -> Int64[np.ndarray, "..."]:
+    """Draw for every drawn clip its clean map or one of its views, all alike, sorted within a batch.
+
+    rows: (.., B); those returned count on through the views: the row of a clip's view v is
+        v * num_clips + the clip's own.
+    """
+    views = rng.integers(0, num_views + 1, rows.shape)
+    return np.sort(rows + views * num_clips, axis=-1)
+
+
 class ClipSampler:
     """Draws the clips of an epoch: recordings by their weights, with replacement, then their clips.
 

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from featurestore import build as building
+from featurestore import numerics
 from shared.audio import ClipDecoder
 from shared.engines import TorchEngine
 from shared.store import FeatureStore
@@ -141,7 +142,7 @@ def test_other_numerics_are_refused_for_new_rows_unless_mixing_is_allowed(
     all_rows = pd.read_csv(tiny_data / "metadata.csv")
     change_metadata(tiny_data, lambda t: t[:9])
     build_tiny()
-    monkeypatch.setattr(building, "_processor", lambda: "another processor")
+    monkeypatch.setattr(numerics, "_processor", lambda: "another processor")
     build_tiny()  # nothing to compute: corrected labels may come from any machine
     all_rows.to_csv(tiny_data / "metadata.csv", index=False)
     build_tiny(status=2)

@@ -4,6 +4,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from featurestore.views import ViewSections
 from shared.config import as_sections, differences, digest, parse_config, read_sections
 from shared.features import FeatureConfig
 from trainer.config import TrainConfig, TuneConfig
@@ -99,7 +100,8 @@ def test_weights_stages_and_engine_change_the_fingerprint_and_the_file_name_does
 def test_the_featurestore_knows_exactly_the_trainers_sections() -> None:
     from featurestore.cli import TRAINER_SECTIONS
 
-    assert set(TRAINER_SECTIONS) == set(get_type_hints(TrainConfig)) | set(get_type_hints(TuneConfig))
+    trainers = set(get_type_hints(TrainConfig)) | set(get_type_hints(TuneConfig))
+    assert set(TRAINER_SECTIONS) == trainers - {"augment"}  # which makes the store's views too
 
 
 @pytest.mark.parametrize("name", ["demo", "baseline"])
@@ -107,19 +109,22 @@ def test_the_committed_configs_parse(name: str) -> None:
     sections = read_sections(Path("configs") / f"{name}.toml")
     feature_sections = get_type_hints(FeatureConfig)
     training, tuning = get_type_hints(TrainConfig), get_type_hints(TuneConfig)
-    parse_config(FeatureConfig, dict(sections), foreign=[*training, *tuning])
-    parse_config(TrainConfig, dict(sections), foreign=[*feature_sections, *tuning])
-    parse_config(TuneConfig, dict(sections), foreign=[*feature_sections, *training])
+    viewing = get_type_hints(ViewSections)
+    parse_config(FeatureConfig, dict(sections), foreign=[*training, *tuning, *viewing])
+    parse_config(ViewSections, dict(sections), foreign=[*feature_sections, *training, *tuning])
+    parse_config(TrainConfig, dict(sections), foreign=[*feature_sections, *tuning, *viewing])
+    parse_config(TuneConfig, dict(sections), foreign=[*feature_sections, *training, *viewing])
 
 
 def test_the_baseline_config_is_what_the_programs_do_without_one() -> None:
     sections = read_sections(Path("configs/baseline.toml"))
-    for kind in (FeatureConfig, TrainConfig, TuneConfig):
+    for kind in (FeatureConfig, ViewSections, TrainConfig, TuneConfig):
         assert parse_config(kind, dict(sections), foreign=sections) == kind()
 
 
 def test_the_baseline_config_shows_every_key() -> None:
-    defaults = as_sections(FeatureConfig()) | as_sections(TrainConfig()) | as_sections(TuneConfig())
+    defaults = as_sections(FeatureConfig()) | {"views": as_sections(ViewSections())["views"]}
+    defaults |= as_sections(TrainConfig()) | as_sections(TuneConfig())
     shown = read_sections(Path("configs/baseline.toml"))
     assert {name: list(values) for name, values in shown.items()} == {
         name: list(values) for name, values in defaults.items()

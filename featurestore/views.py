@@ -1,0 +1,150 @@
+"""Views: augmented versions of every clip, stored beside the clean one, drawn by the clip's own chance."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int16
+from numpy import ndarray
+from torch import Generator, Tensor
+
+from shared.augment import tiled
+from shared.augment_policy import AugmentConfig, Policy, Step
+from shared.clips import ClipGrid
+from shared.config import as_sections, parse_config
+
+FULL_SCALE = 32768
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Section [views].
+
+    count: augmented versions of every clip to store beside the clean one.
+    seed: of all their chance.
+    """
+
+    count: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"count must be 0 or more, got {self.count}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSections:
+    """The sections that decide what a store's views are: [views], and the policy, [augment]."""
+
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+class Views:
+    """Makes the views of clips.
+
+    A view is decided by the policy, the seed, its number, and the clip's cause (audio sha256 and start),
+    whatever the clips beside it: wherever a row moves, it stays as it is.
+    """
+
+    def __init__(self, sections: ViewSections, grid: ClipGrid, device: torch.device) -> None:
+        """Make the policy ready.
+
+        Raises:
+            ValueError: a background or somebody else's transform cannot be used.
+        """
+        self._sections, self._device = sections, device
+        self.numbers = range(1, sections.views.count + 1)
+        steps = sections.augment if sections.views.count else AugmentConfig(steps=())
+        self._policy = Policy(steps, grid.sample_rate_hz, grid.clip_samples)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a store says of its views: the policy without paths, and digests of its backgrounds."""
+        if not self.numbers:
+            return {}
+        augment = replace(
+            self._sections.augment, steps=tuple(_named(step) for step in self._sections.augment.steps)
+        )
+        sections = as_sections(replace(self._sections, augment=augment))
+        backgrounds = [background.sha256 for background in self._policy.backgrounds]
+        return {**sections["views"], "augment": sections["augment"], "backgrounds": backgrounds}
+
+    def refuse_own(self, recordings: pd.DataFrame) -> None:
+        """Stop where a background is a recording of the data set: it may be held out, and it has labels.
+
+        Raises:
+            ValueError: names it.
+        """
+        for background in self._policy.backgrounds:
+            shared = recordings["sha256"].astype(str).isin(background.recordings)
+            if shared.any():
+                raise ValueError(
+                    f"background_noise of [augment] has {int(shared.sum())} recordings of this data set "
+                    f"({recordings['filename'][shared].iloc[0]} first): they may be held out, and a view has "
+                    "the labels of its own clip only. Name other recordings."
+                )
+
+    def of(
+        self, waveforms: Int16[ndarray, "b s"], valid_samples: list[int], causes: list[str], number: int
+    ) -> Float[Tensor, "b s"]:
+        """Return a view of clips, on the device, in -1..1 and beyond.
+
+        Short clips are repeated first, as in fine-tuning: where a recording ended must not be heard.
+
+        causes: audio sha256 and start of each, as text.
+        """
+        clips = torch.from_numpy(waveforms).to(self._device).float() / FULL_SCALE
+        clips = tiled(clips, torch.tensor(valid_samples, device=self._device))
+        seeds = [_seed_of(f"{self._sections.views.seed}/{number}/{cause}") for cause in causes]
+        made = [
+            self._policy(clip.unsqueeze(0), Generator(self._device).manual_seed(seed))
+            for clip, seed in zip(clips, seeds, strict=True)
+        ]
+        return torch.cat(made)
+
+
+def _seed_of(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _named(step: Step) -> Step:
+    """Return a step with the names of its background folders in place of their paths."""
+    if "one_of" in step:
+        return step | {"one_of": [_named(choice) for choice in step["one_of"]]}
+    return step | {"source": Path(step["source"]).name} if "source" in step else step
+
+
+def stored_sections(attributes: dict[str, Any], folders: list[Path]) -> ViewSections:
+    """Return the sections that a store's views were made by.
+
+    folders: where backgrounds are looked for by their names: they themselves, or below them.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    found = attributes.get("views")
+    if not found:
+        return ViewSections()
+    sections = {
+        "views": {"count": found["count"], "seed": found["seed"]},
+        "augment": {"steps": [_placed(step, folders) for step in found["augment"]["steps"]]},
+    }
+    return parse_config(ViewSections, sections)
+
+
+def _placed(step: Step, folders: list[Path]) -> Step:
+    if "one_of" in step:
+        return step | {"one_of": [_placed(choice, folders) for choice in step["one_of"]]}
+    if "source" not in step:
+        return dict(step)
+    places = [place for folder in folders for place in (folder, folder / step["source"])]
+    found = [place for place in places if place.name == step["source"] and place.exists()]
+    if not found:
+        raise ValueError(
+            f"this store's views have backgrounds from {step['source']!r}: name that folder with --audio too."
+        )
+    return step | {"source": str(found[0])}

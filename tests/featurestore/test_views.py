@@ -1,0 +1,263 @@
+"""Views: what they are, that nothing else changes by them, and that the whole store knows them."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from torch import Tensor
+
+from featurestore import build as building
+from featurestore.repair import repair_store
+from featurestore.verify import verify_store
+from shared.augment import tiled
+from shared.augment_policy import AugmentConfig, Policy
+from shared.config import parse_config
+from shared.embedder import Embedder
+from shared.features import FeatureConfig
+from shared.store import FeatureStore
+
+BuildTiny = Callable[..., Path]
+Run = Callable[..., Any]
+CPU = torch.device("cpu")
+VIEWS = ("--views", 2)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    files = [store] if store.is_file() else sorted(path for path in store.rglob("*") if path.is_file())
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in files}
+
+
+def causes_of(store: FeatureStore) -> list[str]:
+    sha256 = store.recordings["sha256"].to_numpy()[store.clips["recording"].to_numpy()]
+    return [f"{audio}/{start}" for audio, start in zip(sha256, store.clips["start"], strict=True)]
+
+
+def test_a_view_is_what_the_policy_makes_of_the_stored_samples_by_the_clips_own_chance(
+    build_tiny: BuildTiny,
+) -> None:
+    store = FeatureStore(build_tiny("tiny.zarr", *VIEWS, "--set", "views.seed=7"))
+    assert store.waveforms is not None
+    config = parse_config(FeatureConfig, store.attributes["config"])
+    embedder = Embedder(config, CPU)
+    policy = Policy(AugmentConfig(), 8000, 8000)
+    rows = np.arange(8)  # of the first shard: its batches are these
+    clean = torch.from_numpy(store.waveforms.read(rows)).float() / 32768
+    clean = tiled(clean, torch.tensor(store.clips["valid_samples"].to_numpy()[rows]))
+    for number in (1, 2):
+        made = []
+        for row, cause in zip(rows, causes_of(store), strict=False):
+            seed = hashlib.sha256(f"7/{number}/{cause}".encode()).digest()[:8]
+            rng = torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+            made.append(policy(clean[row : row + 1], rng))
+        expected = embedder.embed(torch.cat(made)).maps[store.stage]
+        assert np.array_equal(store.view(number).read(rows), expected)
+
+
+def test_views_change_nothing_of_the_clean_store(build_tiny: BuildTiny) -> None:
+    plain, viewed = FeatureStore(build_tiny("plain.zarr")), FeatureStore(build_tiny("viewed.zarr", *VIEWS))
+    assert (plain.num_views, viewed.num_views) == (0, 2)
+    assert plain.fingerprint == viewed.fingerprint
+    rows = np.arange(plain.num_rows)
+    assert np.array_equal(plain.maps.read(rows), viewed.maps.read(rows))
+    first, second = viewed.view(1).read(rows), viewed.view(2).read(rows)
+    differs = [
+        (one != other).any(axis=(1, 2, 3)).mean()
+        for one, other in ((first, second), (first, plain.maps.read(rows)))
+    ]
+    assert min(differs) > 0.5  # the policy leaves some clips as they are
+    assert "views" not in plain.attributes
+    pd.testing.assert_frame_equal(plain.clips, viewed.clips)
+
+
+@pytest.mark.parametrize("calls_before_the_kill", [2, 4, 11])
+def test_a_resumed_build_with_views_is_the_build(
+    build_tiny: BuildTiny, monkeypatch: pytest.MonkeyPatch, calls_before_the_kill: int
+) -> None:
+    whole = contents(build_tiny("whole.zarr", *VIEWS))
+    calls, embed = 0, building.Embedder.embed
+
+    def killed(self: Embedder, waveforms: np.ndarray | Tensor) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 1 + calls_before_the_kill:  # the first call is the embedder's own probe
+            raise KeyboardInterrupt
+        return embed(self, waveforms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building.Embedder, "embed", killed)
+        build_tiny("killed.zarr", *VIEWS, status=1)
+    assert contents(build_tiny("killed.zarr", *VIEWS)) == whole
+
+
+def test_a_view_is_the_same_wherever_its_row_is(build_tiny: BuildTiny, tiny_data: Path) -> None:
+    """Every clip's chance is its own: a data set without some recordings has the same views of the rest."""
+    whole = FeatureStore(build_tiny("whole.zarr", *VIEWS))
+    table = pd.read_csv(tiny_data / "metadata.csv")
+    table.drop(index=[0, 5]).to_csv(tiny_data / "metadata.csv", index=False)
+    fewer = FeatureStore(build_tiny("fewer.zarr", *VIEWS))
+    place = {cause: row for row, cause in enumerate(causes_of(whole))}
+    rows = np.array([place[cause] for cause in causes_of(fewer)])
+    assert not np.array_equal(rows, np.arange(len(rows)))
+    for number in (1, 2):
+        found = fewer.view(number).read(np.arange(fewer.num_rows)).astype(np.float32)
+        expected = whole.view(number).read(rows).astype(np.float32)
+        # Other batches change the last bits of a convolution, and nothing else.
+        assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    # In a build that goes on, rows that move are copied, views and all.
+    pruned = FeatureStore(build_tiny("whole.zarr", *VIEWS, "--prune"))
+    for number in (1, 2):
+        moved = pruned.view(number).read(np.arange(pruned.num_rows)).astype(np.float32)
+        expected = whole_view(fewer, number)
+        assert np.abs(moved - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def whole_view(store: FeatureStore, number: int) -> np.ndarray:
+    return store.view(number).read(np.arange(store.num_rows)).astype(np.float32)
+
+
+def test_any_reader_finds_the_views_and_converting_loses_none(
+    build_tiny: BuildTiny, tmp_path: Path, run_program: Run
+) -> None:
+    path = build_tiny("tiny.zarr", *VIEWS)
+    store = FeatureStore(path)
+    name = f"views/2/{store.stage}"
+    expected = store.view(2).read(np.arange(store.num_rows))
+    group = zarr.open_group(path, mode="r")
+    assert {"1", "2"} == {key for key, _ in group["views"].groups()}
+    assert np.array_equal(group[name][:], expected)
+    assert group[name].attrs["frame_hop"] == store.frame_hop
+    in_one_file, back = tmp_path / "one.h5", tmp_path / "back.zarr"
+    run_program("featurestore", "convert", path, in_one_file)
+    with h5py.File(in_one_file) as file:
+        assert np.array_equal(file[name][:], expected)
+    assert np.array_equal(FeatureStore(in_one_file).view(2).read(np.arange(store.num_rows)), expected)
+    run_program("featurestore", "convert", in_one_file, back)
+    assert contents(back) == contents(path)
+
+
+def test_embedding_with_views_is_building_with_views(
+    build_tiny: BuildTiny, run_program: Run, tmp_path: Path
+) -> None:
+    built, plain = build_tiny("built.zarr", *VIEWS), build_tiny("plain.zarr")
+    out = tmp_path / "embedded.zarr"
+    config = tmp_path / "tiny.toml"
+    run_program("featurestore", "embed", plain, "--config", config, "--out", out, *VIEWS)
+    assert contents(out) == contents(built)
+
+
+@pytest.mark.parametrize("name", ["tiny.zarr", "tiny.h5"])
+def test_a_damaged_view_is_named_and_made_again_without_audio(build_tiny: BuildTiny, name: str) -> None:
+    path = build_tiny(name, *VIEWS)
+    whole = contents(path)
+    row = FeatureStore(path).view(1).read(np.array([11]))[0].tobytes()
+    file = path if path.is_file() else next((path / "views" / "1").glob("*/c/1/0/0/0"))
+    data = bytearray(file.read_bytes())
+    data[data.index(row) + 5] ^= 64
+    file.write_bytes(data)
+    damage = verify_store(path, [])
+    assert [found.shard for found in damage] == [1]
+    left = repair_store(
+        path, [], lambda line: None, weights=None, workers=2, allow_mixed=False, break_lock=False
+    )
+    assert left == []
+    assert contents(path) == whole
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (("--views", 3), "views.count: 2 -> 3"),
+        ((), "views.count: 2 -> 'absent'"),
+        ((*VIEWS, "--set", "views.seed=1"), "views.seed: 0 -> 1"),
+        ((*VIEWS, "--set", 'augment.steps=[{apply = "low_pass"}]'), "views.augment.steps"),
+    ],
+)
+def test_other_views_are_refused_by_name(
+    build_tiny: BuildTiny,
+    tiny_data: Path,
+    tiny_config: Path,
+    run_program: Run,
+    other: tuple[object, ...],
+    named: str,
+) -> None:
+    path = build_tiny("tiny.zarr", *VIEWS)
+    before = contents(path)
+    result = run_program(
+        "featurestore", "build", "--config", tiny_config, "--metadata", tiny_data / "metadata.csv",
+        "--audio", tiny_data / "audio", "--out", path, *other, status=2,
+    )  # fmt: skip
+    assert named in result.output
+    assert contents(path) == before
+
+
+BACKGROUND = 'augment.steps=[{{apply = "background_noise", source = "{}", snr_db = [-20, -20]}}]'
+
+
+def test_a_recording_of_the_data_set_is_no_background(
+    build_tiny: BuildTiny, tiny_data: Path, tiny_config: Path, tmp_path: Path, run_program: Run
+) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    shutil.copy(tiny_data / "audio" / "low" / "XC100.wav", copies / "noise.wav")
+    command = [
+        "featurestore", "build", "--config", tiny_config, "--metadata", tiny_data / "metadata.csv",
+        "--audio", tiny_data / "audio", *VIEWS, "--set", BACKGROUND.format(copies),
+    ]  # fmt: skip
+    result = run_program(*command, "--out", tmp_path / "tiny.zarr", status=2)
+    assert "1 recordings of this data set (low/XC100.wav first)" in result.output
+    assert not (tmp_path / "tiny.zarr").exists()
+
+
+def test_backgrounds_are_in_the_views_bound_to_them_and_needed_for_a_repair(
+    build_tiny: BuildTiny, tiny_data: Path, tmp_path: Path
+) -> None:
+    rain = tmp_path / "rain"
+    rain.mkdir()
+    shutil.move(tiny_data / "audio" / "low" / "XC100.wav", rain / "noise.wav")
+    table = pd.read_csv(tiny_data / "metadata.csv")
+    table.drop(index=[0]).to_csv(tiny_data / "metadata.csv", index=False)
+    with_rain = (*VIEWS, "--set", BACKGROUND.format(rain))
+    path = build_tiny("tiny.zarr", *with_rain)
+    whole, store = contents(path), FeatureStore(path)
+    assert str(tmp_path) not in (path / "zarr.json").read_text()
+    clean, viewed = store.maps.read(np.arange(store.num_rows)), store.view(1).read(np.arange(store.num_rows))
+    assert (clean != viewed).any(axis=(1, 2, 3)).all()  # all of them, by much: 20 dB above
+    next((path / "views" / "1").glob("*/c/0/0/0/0")).unlink()
+    with pytest.raises(ValueError, match="backgrounds from 'rain': name that folder with --audio"):
+        repair(path, [])
+    repair(path, [rain])
+    assert contents(path) == whole
+    (rain / "noise.wav").write_bytes((tiny_data / "audio" / "low" / "XC103.wav").read_bytes())
+    table.drop(index=[0, 3]).to_csv(tiny_data / "metadata.csv", index=False)
+    build_tiny("tiny.zarr", *with_rain, status=2)
+    assert contents(path) == whole
+
+
+def repair(path: Path, audio: list[Path]) -> None:
+    left = repair_store(
+        path, audio, lambda line: None, weights=None, workers=1, allow_mixed=False, break_lock=False
+    )
+    assert left == []
+
+
+def test_a_store_without_waveforms_has_the_same_views(build_tiny: BuildTiny) -> None:
+    stores = [
+        FeatureStore(build_tiny("a.zarr", *VIEWS)),
+        FeatureStore(build_tiny("b.zarr", *VIEWS, "--no-waveforms")),
+    ]
+    for number in (0, 1, 2):
+        assert np.array_equal(*(whole_view(store, number) for store in stores))
+
+
+def test_info_says_how_many_views(build_tiny: BuildTiny, run_program: Run) -> None:
+    path = build_tiny("tiny.zarr", *VIEWS)
+    assert '"views": 2' in run_program("featurestore", "info", path, "--json").output
+    assert "2 views of every clip" in run_program("featurestore", "info", path).output
