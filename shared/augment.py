@@ -23,6 +23,7 @@ Transform = Callable[..., Tensor]
 
 SILENT_POWER = 1e-14  # of full scale: far below one step of an int16 sample
 STRETCH_FFT, STRETCH_HOP = 2048, 512
+SILENT_BIN = 1e-20  # of a spectrum: it has no phase
 OVERSAMPLING = 2  # ahead of cubic interpolation
 CPU_CHUNK = 4  # clips
 POSITION_BITS = 20  # of a position between two samples
@@ -189,20 +190,28 @@ def _stretched(waveforms: Waveforms, rate: Float[Tensor, "b 1"], num_samples: in
         waveforms, STRETCH_FFT, STRETCH_HOP, window=window, center=True, pad_mode="reflect",
         return_complex=True,
     )  # fmt: skip
+    spectra = spectra.transpose(1, 2)  # (B, N, bins): a frame is one piece of memory
     num_frames = num_samples // STRETCH_HOP + 1
-    position = torch.arange(num_frames, device=waveforms.device) * rate % (spectra.shape[2] - 1)
-    before = position.long().clamp_max(spectra.shape[2] - 2)
-    part = (position - before).unsqueeze(1)
-    place = before.unsqueeze(1).expand(-1, spectra.shape[1], -1)
-    here, after = spectra.gather(2, place), spectra.gather(2, place + 1)
-    # With one hop in and out, a bin turns from frame to frame as it does in the recording.
-    turns = torch.angle(after * here.conj())
-    first = torch.angle(spectra[:, :, :1])
-    phase = torch.cat([first, first + turns[:, :, :-1].cumsum(dim=2)], dim=2)
-    size = torch.lerp(here.abs(), after.abs(), part)
-    return torch.istft(
-        torch.polar(size, phase), STRETCH_FFT, STRETCH_HOP, window=window, center=True, length=num_samples
+    position = torch.arange(num_frames, device=waveforms.device) * rate % (spectra.shape[1] - 1)
+    before = position.long().clamp_max(spectra.shape[1] - 2)
+    part = (position - before).unsqueeze(2)
+    clip = torch.arange(len(waveforms), device=waveforms.device).unsqueeze(1)
+    size = spectra.abs()
+    phasor = torch.where(size > SILENT_BIN, spectra / size.clamp_min(SILENT_BIN), 1.0)
+    # With one hop in and out, a bin turns from frame to frame as it does in the recording. Products of
+    # phasors in place of sums of angles: no arc tangents and no sines.
+    turn = phasor[:, 1:] * phasor[:, :-1].conj()
+    phase = torch.cat([phasor[:, :1], turn[clip, before[:, :-1]]], dim=1).cumprod(dim=1)
+    size = torch.lerp(size[clip, before], size[clip, before + 1], part)
+    stretched: Tensor = torch.istft(
+        (phase * size).transpose(1, 2),
+        STRETCH_FFT,
+        STRETCH_HOP,
+        window=window,
+        center=True,
+        length=num_samples,
     )
+    return stretched
 
 
 def time_mask(waveforms: Waveforms, rng: Generator, *, share: Range = (0.0, 0.1)) -> Waveforms:
