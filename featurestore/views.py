@@ -79,14 +79,7 @@ class Views:
         Raises:
             ValueError: names it.
         """
-        for background in self._policy.backgrounds:
-            shared = recordings["sha256"].astype(str).isin(background.recordings)
-            if shared.any():
-                raise ValueError(
-                    f"background_noise of [augment] has {int(shared.sum())} recordings of this data set "
-                    f"({recordings['filename'][shared].iloc[0]} first): they may be held out, and a view has "
-                    "the labels of its own clip only. Name other recordings."
-                )
+        self._policy.refuse_own(recordings)
 
     def of(
         self, waveforms: Int16[ndarray, "b s"], valid_samples: list[int], causes: list[str], number: int

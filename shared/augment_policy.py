@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pandas as pd
 import torch
 from torch import Generator, Tensor
 
@@ -174,6 +175,21 @@ class Policy:
         """The recordings that it may mix in, in the policy's order."""
         made = [transform for step in self._steps for transform in step.transforms]
         return [transform for transform in made if isinstance(transform, BackgroundNoise)]
+
+    def refuse_own(self, recordings: pd.DataFrame) -> None:
+        """Stop where a background is a recording of the data set.
+
+        Raises:
+            ValueError: names it.
+        """
+        for background in self.backgrounds:
+            own = recordings["sha256"].astype(str).isin(background.recordings)
+            if own.any():
+                raise ValueError(
+                    f"background_noise of [augment] has {int(own.sum())} recordings of this data set "
+                    f"({recordings['filename'][own].iloc[0]} first): they may be held out, and their calls "
+                    "would come without their labels. Name other recordings."
+                )
 
 
 class _MadeStep:

@@ -96,8 +96,9 @@ class NetworkRecipe:
         return images
 
     def facts(self) -> dict[str, Any]:
-        """Return the head that it begins with, and how it is tuned."""
-        return {"init_sha256": self._sha256, "tune": as_sections(self._tune)}
+        """Return the head that it begins with, how it is tuned, and what is in its backgrounds."""
+        backgrounds = [background.sha256 for background in self._policy.backgrounds]
+        return {"init_sha256": self._sha256, "tune": as_sections(self._tune), "backgrounds": backgrounds}
 
 
 def tuning_optimiser(network: Network, config: FinetuneConfig) -> torch.optim.AdamW:

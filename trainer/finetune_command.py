@@ -80,7 +80,7 @@ def finetune(
         )
         return
     leakage = json.loads((init / "leakage.json").read_text(encoding="utf-8"))
-    bound_to = digest([as_sections(tune), [tuning.recipe.facts()["init_sha256"] for tuning in tunings]])
+    bound_to = digest([tuning.recipe.facts() for tuning in tunings])
     claim_folder(way.out, "folds", bound_to, resume=way.resume)
     for tuning in tunings:
         way.say(f"{tuning.out.name}:")
@@ -94,16 +94,10 @@ def finetune(
 
 def _policy(tune: TuneConfig, init: Run, features: Path) -> Policy:
     """Return the policy; its backgrounds must not be the clips that are trained on and scored."""
-    for step in tune.augment.steps:
-        for choice in step.get("one_of", [step]):
-            is_background = choice["apply"] == "background_noise"
-            if is_background and Path(choice["source"]).resolve() == features.resolve():
-                raise ValueError(
-                    f"{features} as a background of itself would mix held-out recordings, and calls "
-                    "without their labels, into the training; name other recordings."
-                )
     grid = init.features.clips.grid()
-    return Policy(tune.augment, grid.sample_rate_hz, grid.clip_samples)
+    policy = Policy(tune.augment, grid.sample_rate_hz, grid.clip_samples)
+    policy.refuse_own(FeatureStore(features).recordings)
+    return policy
 
 
 def _prepared(features: Path, init: Run, out: Path, recipe: NetworkRecipe, device: torch.device) -> Tuning:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from click.testing import Result
 from safetensors.torch import load_file
@@ -277,6 +278,20 @@ def test_a_store_serves_as_background(store: Path, build_tiny: Callable[..., Pat
         BackgroundNoise(source=str(other), sample_rate_hz=8000, clip_samples=4000)
 
 
+def test_a_run_is_bound_to_what_its_backgrounds_hold(
+    tune: Callable[..., Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    rain = tmp_path / "rain"
+    rain.mkdir()
+    samples, rate = soundfile.read(tiny_data / "audio" / "low" / "XC100.wav")
+    soundfile.write(rain / "rain.wav", samples[::-1], rate)
+    steps = f'augment.steps=[{{apply = "background_noise", source = "{rain}"}}]'
+    tune("rainy", "--set", steps)
+    tune("rainy", "--set", steps, "--resume")
+    soundfile.write(rain / "rain.wav", samples[::-2], rate)
+    tune("rainy", "--set", steps, "--resume", status=2)
+
+
 def epochs_done(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -322,7 +337,7 @@ def test_what_cannot_be_tuned_is_said_with_the_remedy(
     assert "tuned already" in refused(store, tune("tuned"))
     assert "no run folder" in refused(store, store.parent)
     background = f'augment.steps=[{{apply = "background_noise", source = "{store}"}}]'
-    assert "as a background of itself" in refused(store, head, "--set", background)
+    assert "recordings of this data set (low/XC100.wav first)" in refused(store, head, "--set", background)
     assert "watches a fold" in refused(store, head, "--set", "finetune.patience=2")
     assert "folded" in refused(store, head, "--set", "finetune.checkpointing=true",
                                "--set", "finetune.batch_norm=trained")  # fmt: skip
