@@ -229,7 +229,12 @@ def verify(store: Path, audio: tuple[Path, ...]) -> None:
 
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--audio", multiple=True, type=click.Path(path_type=Path), help="Where the recordings are.")
+@click.option(
+    "--audio",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Where the recordings are, and where the backgrounds of the store's views are.",
+)
 @click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
 @click.option(
     "--workers",
@@ -287,7 +292,9 @@ def convert(source: Path, out: Path, break_lock: bool) -> None:
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new store.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML; default: the baseline.")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="TOML; default: as the source."
+)
 @click.option("--weights", metavar="FILE", help="Backbone weights (.safetensors or .pth).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Threads that embed, a core each; default: all.")
@@ -304,7 +311,8 @@ def embed(
 ) -> None:  # fmt: skip
     """Compute another backbone's maps, or other stages, from a store's waveforms.
 
-    Nothing is decoded again; rows, recordings and labels are those of the source.
+    Nothing is decoded again; rows, recordings and labels are those of the source, and without --config
+    the log-mel and the backbone too, but for what --set changes.
 
     \b
     Example:
@@ -317,7 +325,7 @@ def embed(
 
     refuse_other_output(out)
     given = _sections(config_path, overrides, weights, views)
-    config, view_sections = _configs(own_sections(source, given))
+    config, view_sections = _configs(own_sections(source, given, has_file=config_path is not None))
     request = EmbedRequest(
         source=source,
         out=out,

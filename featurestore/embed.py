@@ -36,13 +36,20 @@ class EmbedRequest:
     break_lock: bool
 
 
-def own_sections(source: Path, given: Sections) -> Sections:
+def own_sections(source: Path, given: Sections, *, has_file: bool) -> Sections:
     """Return the given config with the source's clips and shards: its rows are the new store's.
+
+    has_file: whether a config file was given; without one, all that is not given is as in the source.
 
     Raises:
         ValueError: the config asks for other clips.
     """
     config = FeatureStore(source).attributes["config"]
+    if not has_file:
+        own = {name: config[name] | given.get(name, {}) for name in config}
+        if own["backbone"]["name"] != config["backbone"]["name"]:  # another network has its own
+            own["backbone"] = given["backbone"]
+        given = given | own
     for name in ("clips", "store"):
         theirs = config[name]
         asked = (
@@ -98,6 +105,10 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
         tables = {name: getattr(source, name) for name in TABLES}
         plan = plan_of_tables(tables, source.attributes, [None] * len(source.recordings))
         attributes = store_attributes(embedder, source.attributes["taxonomy"], builder.views.attributes)
+        if source.num_views and not builder.views.numbers:
+            say(
+                f"the {source.num_views} views of {request.source} are not taken over: --views makes new ones"
+            )
         shards = list(range(plan.num_shards))
         if builder.path.exists():
             existing = builder.open(attributes)

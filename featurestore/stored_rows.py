@@ -9,7 +9,7 @@ from shared.audio import Finding
 from shared.clip_array import ClipArray
 from shared.commit import Commit
 from shared.store_writer import StoreWriter
-from shared.zarr_files import MAX_MAPPED_SHARDS, ZarrFiles
+from shared.zarr_files import ZarrFiles
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Generation:
         """Return them with their files mapped; None where they cannot be."""
         num_rows = max((commit.rows[1] for commit in commits.values()), default=0)
         arrays = {name: files.array(name, num_rows) for name in names if num_rows}
-        if len(commits) > MAX_MAPPED_SHARDS or not all(array.is_mapped for array in arrays.values()):
+        if len(commits) > files.max_mapped() or not all(array.is_mapped for array in arrays.values()):
             return None
         for array in arrays.values():
             array.read(np.array([commit.rows[0] for commit in commits.values()], np.int64))

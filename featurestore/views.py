@@ -12,11 +12,12 @@ from numpy import ndarray
 from torch import Generator, Tensor
 
 from shared.augment import tiled
-from shared.augment_policy import AugmentConfig, Policy, Step
+from shared.augment_policy import AugmentConfig, Policy, Step, resolved
 from shared.clips import ClipGrid
 from shared.config import as_sections, parse_config
 
 FULL_SCALE = 32768
+BACKGROUND = "background_noise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +55,28 @@ class Views:
         """Make the policy ready.
 
         Raises:
-            ValueError: a background or somebody else's transform cannot be used.
+            ValueError: a background or somebody else's transform cannot be used, or two backgrounds could
+                not be told apart by their folders' names.
         """
         self._sections, self._device = sections, device
         self.numbers = range(1, sections.views.count + 1)
         steps = sections.augment if sections.views.count else AugmentConfig(steps=())
         self._policy = Policy(steps, grid.sample_rate_hz, grid.clip_samples)
+        places = {str(choice["source"]) for choice in _backgrounds(steps)}
+        if len({Path(place).name for place in places}) < len(places):
+            raise ValueError(
+                f"two backgrounds of [augment] have the same name ({', '.join(sorted(places))}), by which a "
+                "store knows them: rename one."
+            )
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What a store says of its views: the policy without paths, and digests of its backgrounds."""
+        """What a store says of its views: the policy, every key, and what it stands on; no paths of ours."""
         if not self.numbers:
             return {}
-        augment = replace(
-            self._sections.augment, steps=tuple(_named(step) for step in self._sections.augment.steps)
-        )
-        sections = as_sections(replace(self._sections, augment=augment))
-        backgrounds = [background.sha256 for background in self._policy.backgrounds]
-        return {**sections["views"], "augment": sections["augment"], "backgrounds": backgrounds}
+        steps = tuple(_named(resolved(step)) for step in self._sections.augment.steps)
+        sections = as_sections(replace(self._sections, augment=AugmentConfig(steps=steps)))
+        return {**sections["views"], "augment": sections["augment"], **self._policy.identity}
 
     def refuse_own(self, recordings: pd.DataFrame) -> None:
         """Stop where a background is a recording of the data set: it may be held out, and it has labels.
@@ -108,7 +113,12 @@ def _named(step: Step) -> Step:
     """Return a step with the names of its background folders in place of their paths."""
     if "one_of" in step:
         return step | {"one_of": [_named(choice) for choice in step["one_of"]]}
-    return step | {"source": Path(step["source"]).name} if "source" in step else step
+    return step | {"source": Path(step["source"]).name} if step["apply"] == BACKGROUND else step
+
+
+def _backgrounds(config: AugmentConfig) -> list[Step]:
+    choices = [choice for step in config.steps for choice in step.get("one_of", [step])]
+    return [choice for choice in choices if choice["apply"] == BACKGROUND]
 
 
 def stored_sections(attributes: dict[str, Any], folders: list[Path]) -> ViewSections:
@@ -132,7 +142,7 @@ def stored_sections(attributes: dict[str, Any], folders: list[Path]) -> ViewSect
 def _placed(step: Step, folders: list[Path]) -> Step:
     if "one_of" in step:
         return step | {"one_of": [_placed(choice, folders) for choice in step["one_of"]]}
-    if "source" not in step:
+    if step["apply"] != BACKGROUND:
         return dict(step)
     places = [place for folder in folders for place in (folder, folder / step["source"])]
     found = [place for place in places if place.name == step["source"] and place.exists()]

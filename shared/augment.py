@@ -21,6 +21,7 @@ Waveforms = Float[Tensor, "b s"]
 Range = tuple[float, float]
 Transform = Callable[..., Tensor]
 
+TRANSFORMS_VERSION = 2  # to be raised when a transform makes something else of the same draw
 SILENT_POWER = 1e-14  # of full scale: far below one step of an int16 sample
 STRETCH_FFT, STRETCH_HOP = 2048, 512
 SILENT_BIN = 1e-20  # of a spectrum: it has no phase

@@ -1,18 +1,22 @@
 """A policy of augmentations: which transforms, how often, over which ranges, all in turn or one of some."""
 
+import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from shared.augment import TRANSFORMS, Waveforms
+from shared.augment import TRANSFORMS, TRANSFORMS_VERSION, Waveforms
 from shared.background import BackgroundNoise
 
 Step = dict[str, Any]
@@ -20,6 +24,7 @@ ABOVE_ZERO = ("rate", "cutoff_hz")
 OWN: dict[str, Callable[..., Any]] = {**TRANSFORMS, "background_noise": BackgroundNoise}
 GIVEN_KEYS = ("sample_rate_hz", "clip_samples")  # by the clips, not by a policy
 OWN_KEYS = ("apply", "probability", "weight")
+TRIED_CLIPS = 2
 
 DEFAULT_STEPS: tuple[Step, ...] = (
     {"apply": "circular_shift", "probability": 0.5},
@@ -171,6 +176,15 @@ class Policy:
         return waveforms
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result beside the config: this code's state, backgrounds, and others' modules."""
+        return {
+            "transforms": TRANSFORMS_VERSION,
+            "backgrounds": [background.sha256 for background in self.backgrounds],
+            "modules": {name: digest for step in self._steps for name, digest in step.modules.items()},
+        }
+
+    @property
     def backgrounds(self) -> list[BackgroundNoise]:
         """The recordings that it may mix in, in the policy's order."""
         made = [transform for step in self._steps for transform in step.transforms]
@@ -201,6 +215,8 @@ class _MadeStep:
         weights = torch.tensor([float(choice.get("weight", 1.0)) for choice in choices])
         self._bounds = (weights.cumsum(0) / weights.sum()).tolist()
         self.transforms = [_made(choice, given) for choice in choices]
+        foreign = [str(choice["apply"]) for choice in choices if choice["apply"] not in OWN]
+        self.modules = {name: _sha256_of_module(name.partition(":")[0]) for name in foreign}
 
     def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
         drawn, choice = torch.rand(2, len(waveforms), generator=rng, device=waveforms.device).cpu()
@@ -212,13 +228,7 @@ class _MadeStep:
                 if changed is waveforms:
                     changed = waveforms.clone()
                 rows = rows.to(waveforms.device)
-                found = transform(waveforms[rows], rng)
-                if found.shape != (len(rows), waveforms.shape[1]):
-                    raise ValueError(
-                        f"a transform of [augment] made {tuple(found.shape)} of "
-                        f"{(len(rows), waveforms.shape[1])}: shapes must stay."
-                    )
-                changed[rows] = found
+                changed[rows] = transform(waveforms[rows], rng)
         return changed
 
 
@@ -232,10 +242,43 @@ def _made(choice: Step, given: Mapping[str, int]) -> Callable[[Tensor, Generator
     wanted = inspect.signature(transform).parameters
     keys |= {key: value for key, value in given.items() if key in wanted}
     if inspect.isclass(transform):
-        return cast(Callable[[Tensor, Generator], Tensor], transform(**keys))
+        bound = cast(Callable[[Tensor, Generator], Tensor], transform(**keys))
+    else:
+        bound = functools.partial(transform, **keys)
+    return bound if name in OWN else _Tried(name, bound, given["clip_samples"])
 
-    def bound(waveforms: Tensor, rng: Generator) -> Tensor:
-        found: Tensor = transform(waveforms, rng, **keys)
+
+class _Tried:
+    """Somebody else's transform, tried once before any work; whatever it does wrong is one line."""
+
+    def __init__(self, name: str, transform: Callable[[Tensor, Generator], Tensor], num_samples: int) -> None:
+        self._name, self._transform = name, transform
+        rng = torch.Generator().manual_seed(0)
+        self(torch.randn(TRIED_CLIPS, num_samples, generator=rng) * 0.1, rng)
+
+    def __call__(self, waveforms: Tensor, rng: Generator) -> Tensor:
+        try:
+            found = self._transform(waveforms, rng)
+        except Exception as error:  # whatever their code does
+            raise ValueError(f"{self._name} failed: {type(error).__name__}: {error}.") from error
+        if not isinstance(found, Tensor) or found.shape != waveforms.shape:
+            made = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{self._name} made {made} of {tuple(waveforms.shape)}: shapes must stay.")
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{self._name} made samples that are not finite.")
         return found
 
-    return bound
+
+def _sha256_of_module(name: str) -> str:
+    """Return the digest of a module's source; "" where it has none."""
+    spec = importlib.util.find_spec(name)
+    path = Path(spec.origin) if spec and spec.origin else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
+
+
+def resolved(step: Step) -> Step:
+    """Return a step with every key of our transforms, defaults too; others' defaults are their modules'."""
+    if "one_of" in step:
+        return step | {"one_of": [resolved(choice) for choice in step["one_of"]]}
+    keys = _keys_of(OWN[step["apply"]]) if step["apply"] in OWN else {}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()} | step

@@ -48,8 +48,10 @@ class BackgroundNoise:
                 f"they must be {clip_samples} at {sample_rate_hz} Hz."
             )
         self._held, self._stored, self._num_clips = None, store.waveforms, store.num_rows
-        self.sha256 = digest([store.fingerprint, store.attributes["tables"]])
-        self.recordings = frozenset(store.recordings["sha256"].astype(str)) - {""}
+        audio = store.recordings["sha256"].astype(str).to_numpy()
+        causes = [audio[store.clips["recording"]].tolist(), store.clips["start"].tolist()]
+        self.sha256 = digest([store.attributes["config"]["clips"], causes])
+        self.recordings = frozenset(audio.tolist()) - {""}
 
     def __call__(self, waveforms: Waveforms, rng: Generator) -> Waveforms:
         """Return the clips with a background each."""

@@ -20,9 +20,10 @@ from shared.documents import read_group
 from shared.shards import cell_bytes, row_offsets, shard_bytes
 from shared.tables import read_tables
 
-# The kernel grants a process 65,530 mappings (vm.max_map_count); beyond this many shards, those
-# mapped first are given up and mapped again when they are needed.
-MAX_MAPPED_SHARDS = 8192
+# The kernel grants a process 65,530 mappings (vm.max_map_count), and a mapped shard takes up to two. Beyond
+# this many shards, those mapped first are given up and mapped again when they are needed.
+MAX_MAPPED_SHARDS = 8192  # of one array
+MAX_MAPPED_IN_ALL = 3 * MAX_MAPPED_SHARDS
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,14 @@ class ZarrFiles:
             shape=(num_rows, *document["shape"][1:]),
             dtype=np.dtype(document["data_type"]),
             attributes=document.get("attributes", {}),
-            open_places=partial(ShardPlaces, self.path / name, document, num_rows),
+            open_places=partial(ShardPlaces, self.path / name, document, num_rows, self.max_mapped()),
             ordinary=partial(_read_ordinarily, self.path / name),
         )
+
+    def max_mapped(self) -> int:
+        """Return how many shards of one array may be mapped at once, so that all arrays may."""
+        num_arrays = max(1, len(self.array_names()))
+        return min(MAX_MAPPED_SHARDS, MAX_MAPPED_IN_ALL // num_arrays)
 
     def commit_file(self, shard: int) -> Path:
         """Return the document of a shard's commit."""
@@ -107,7 +113,9 @@ class ShardPlaces:
         LookupError: the array is not laid out as our shards are; says how it is.
     """
 
-    def __init__(self, array: Path, document: dict[str, Any], num_rows: int) -> None:
+    def __init__(
+        self, array: Path, document: dict[str, Any], num_rows: int, max_mapped: int = MAX_MAPPED_SHARDS
+    ) -> None:
         _refuse_other_layouts(document)
         row_shape = document["shape"][1:]
         self._array, self._row_dimensions = array, len(row_shape)
@@ -116,7 +124,7 @@ class ShardPlaces:
         num_shards = -(-num_rows // self._shard_clips)
         place_bytes = shard_bytes(self._shard_clips, self._row_bytes) + mmap.PAGESIZE
         cell = cell_bytes(self._row_bytes)
-        self.space = AddressSpace(max(1, min(num_shards, MAX_MAPPED_SHARDS)), place_bytes, cell)
+        self.space = AddressSpace(max(1, min(num_shards, max_mapped)), place_bytes, cell)
         self.origin: int | None = 0
         self._offsets = np.full(num_shards * self._shard_clips, -1, np.int64)
         self._place_of: OrderedDict[int, int] = OrderedDict()  # shard to place, the first mapped first

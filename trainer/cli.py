@@ -125,13 +125,19 @@ def _train_config(store: FeatureStore, path: Path | None, overrides: tuple[str, 
     from shared.features import FeatureConfig
     from shared.store import VIEWS
     from trainer.config import TrainConfig, TuneConfig
+    from trainer.map_source import views_of
 
     sections = read_sections(path, overrides)
     feature_sections, tuning = as_sections(FeatureConfig()), as_sections(TuneConfig())
     for section in read_sections(None, overrides):
+        if section == VIEWS:
+            raise ValueError(
+                "--set views: that is for `featurestore build`; what a head draws is sampler.views."
+            )
         if section in tuning:
             raise ValueError(f"--set {section}: that is for `trainer finetune`; a head has no use for it.")
     config = parse_config(TrainConfig, sections, foreign=[*feature_sections, VIEWS, *tuning])
+    views_of(store, config.sampler.views)
     given = {name: values for name, values in sections.items() if name in feature_sections}
     parse_config(FeatureConfig, given)
     given.pop("store", None)

@@ -96,9 +96,9 @@ class NetworkRecipe:
         return images
 
     def facts(self) -> dict[str, Any]:
-        """Return the head that it begins with, how it is tuned, and what is in its backgrounds."""
-        backgrounds = [background.sha256 for background in self._policy.backgrounds]
-        return {"init_sha256": self._sha256, "tune": as_sections(self._tune), "backgrounds": backgrounds}
+        """Return the head that it begins with, how it is tuned, and what the policy stands on."""
+        tune = as_sections(self._tune)
+        return {"init_sha256": self._sha256, "tune": tune, "policy": self._policy.identity}
 
 
 def tuning_optimiser(network: Network, config: FinetuneConfig) -> torch.optim.AdamW:

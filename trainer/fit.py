@@ -198,15 +198,18 @@ def _train_epoch(
 
 
 def _damaged_clip(data: ClipData, rows: np.ndarray) -> str:
-    """Name the first of these clips whose stored map is not finite."""
+    """Name the first of these clips whose stored map is not finite; "" where samples are stored."""
     maps = data.source.read(rows.ravel()).flatten(1)
+    if not maps.is_floating_point():
+        return ""  # whole numbers, samples
     bad = (~maps.isfinite().all(dim=1)).nonzero()
     if not len(bad):
         return "All stored maps of that step are finite."
-    clip = data.store.clips.iloc[rows.ravel()[int(bad[0])] % data.store.num_rows]
+    view, row = divmod(int(rows.ravel()[int(bad[0])]), data.store.num_rows)
+    clip = data.store.clips.iloc[row]
     seconds = clip["start"] / data.grid.sample_rate_hz
     name = data.store.recordings["filename"].iloc[int(clip["recording"])]
-    return f"The stored map of {name} at {seconds:g} s is not."
+    return f"The stored map of {name} at {seconds:g} s is not{f', in view {view}' if view else ''}."
 
 
 def _look(training: Training, prepared: Prepared, progress: Progress, epoch: int) -> dict[str, Any]:

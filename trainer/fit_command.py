@@ -18,6 +18,7 @@ from trainer.folded import fold_jobs, out_of_fold_figures, with_folds, write_fol
 from trainer.grid import Trial, grid_text, mean_and_spread, read_grid
 from trainer.jobs import Fitter, Job, run_jobs
 from trainer.leakage import crossing_report, leakage_lines
+from trainer.map_source import views_of
 from trainer.metrics import FIGURES
 from trainer.nested import choose, chosen_tables, inner_jobs
 from trainer.out_of_fold import OutOfFold
@@ -116,6 +117,8 @@ def fit_grid(fitter: Fitter, config: TrainConfig, grid: Grid, way: Way) -> None:
     trials = read_grid(
         grid.file, as_sections(config), [*as_sections(FeatureConfig()), VIEWS, *as_sections(TuneConfig())]
     )
+    for trial in trials:
+        views_of(fitter.data(trials[0].config).store, trial.config.sampler.views)
     jobs = {trial.number: fold_jobs(way.out / trial.name, trial.config, held_out) for trial in trials}
     inner = inner_jobs(way.out, trials, folds) if grid.nested else []
     for job in [*jobs[0], *inner[: len(folds.names) ** 2]]:

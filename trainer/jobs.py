@@ -17,7 +17,7 @@ from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig, TrainConfig
 from trainer.data import ClipData
 from trainer.fit import HeadRecipe, fit
-from trainer.map_source import MapSource, ViewedMaps, choose_source
+from trainer.map_source import MapSource, ViewedMaps, choose_source, views_of
 from trainer.prepare import Prepared, find_folds, prepare
 from trainer.run import Run
 from trainer.splits import Folds
@@ -48,20 +48,21 @@ class Fitter:
     ) -> None:  # fmt: skip
         self.features, self.taxonomy, self.device = features, taxonomy, device
         self.folds, self._readers = folds, readers
-        self._sources: dict[str, MapSource] = {}
-        self._data: dict[tuple[str, LabelConfig], ClipData] = {}
+        self._sources: dict[tuple[str, int], MapSource] = {}
+        self._data: dict[tuple[str, int, LabelConfig], ClipData] = {}
 
     def data(self, config: TrainConfig) -> ClipData:
         """Return the store's clips with the targets and the stage that a config asks for."""
-        stage = config.head.stage
-        if (stage, config.labels) not in self._data:
-            store = FeatureStore(self.features, stage)
-            if stage not in self._sources:
-                maps = ViewedMaps(store) if store.num_views else store.maps
-                self._sources[stage] = choose_source(maps, self.device, readers=self._readers)
-            data = ClipData(store, self.taxonomy, config.labels, self._sources[stage])
-            self._data[stage, config.labels] = data
-        return self._data[stage, config.labels]
+        source = config.head.stage, config.sampler.views
+        if (*source, config.labels) not in self._data:
+            store = FeatureStore(self.features, config.head.stage)
+            if source not in self._sources:
+                num_views = views_of(store, config.sampler.views)
+                maps = ViewedMaps(store, num_views) if num_views else store.maps
+                self._sources[source] = choose_source(maps, self.device, readers=self._readers)
+            data = ClipData(store, self.taxonomy, config.labels, self._sources[source])
+            self._data[*source, config.labels] = data
+        return self._data[*source, config.labels]
 
     def find_folds(self, config: TrainConfig, step_done: Callable[[int], object] = ignore) -> Folds:
         """Return the folds, looked for once: all fits share them, whatever stage they read."""

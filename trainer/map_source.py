@@ -14,11 +14,25 @@ HOLD_SHARE = 0.6  # of the memory that is free
 FILL_CLIPS = 1024
 
 
+def views_of(store: FeatureStore, asked: int) -> int:
+    """Return how many views to draw from; asked: -1 for all.
+
+    Raises:
+        ValueError: the store has fewer.
+    """
+    if asked > store.num_views:
+        raise ValueError(
+            f"sampler.views = {asked}, and {store.path} holds {store.num_views}: from its waveforms, "
+            f"`featurestore embed {store.path} --views {asked} --out OTHER.zarr` makes a store that has them."
+        )
+    return store.num_views if asked < 0 else asked
+
+
 class ViewedMaps:
     """The maps of a store's R clips, then those of its views: row r of view v is row v * R + r."""
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._arrays = [store.view(number) for number in range(store.num_views + 1)]
+    def __init__(self, store: FeatureStore, num_views: int) -> None:
+        self._arrays = [store.view(number) for number in range(num_views + 1)]
         self._num_clips = store.num_rows
         self.num_rows = store.num_rows * len(self._arrays)
         self.row_shape, self.row_bytes = store.maps.row_shape, store.maps.row_bytes

@@ -59,14 +59,8 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
 
     Raises:
         ValueError: fewer than two kinds of recordings to tell apart, nothing left to train on, or
-            no fold left to watch, or fewer views than asked for.
+            no fold left to watch.
     """
-    num_views = data.num_views if config.sampler.views < 0 else config.sampler.views
-    if num_views > data.num_views:
-        raise ValueError(
-            f"sampler.views = {num_views}, and {data.store.path} holds {data.num_views}: `featurestore embed "
-            f"{data.store.path} --views {num_views} --out OTHER.zarr` makes a store that has them."
-        )
     truth, usable = data.targets.recording_truth, data.usable_rows()
     _check_kinds(data, truth)
     is_validation = np.isin(folds.fold, held_out)
@@ -94,7 +88,7 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
         remarks += one_sided(is_validation, data.first_primary(), data.has_clip())
     return Prepared(
         data, folds, tuple(held_out), side, sampler, training,
-        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks, num_views,
+        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks, data.num_views,
     )  # fmt: skip
 
 

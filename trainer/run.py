@@ -90,8 +90,9 @@ def claim_folder(path: Path, kind: str, bound_to: str, *, resume: bool) -> dict[
             raise ValueError(f"{path} holds a run of {facts.get('kind')}, not of {kind}; give another --out.")
         if facts.get("bound_to") != bound_to:
             raise ValueError(
-                f"{path} is a run with another config, of other recordings or labels, or with another "
-                "split; go on with what it was begun with, or give another --out."
+                f"{path} is a run with another config, of other recordings or labels, of other views or "
+                "backgrounds, or with another split; go on with what it was begun with, or give another "
+                "--out."
             )
         return facts
     path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """Views: what they are, that nothing else changes by them, and that the whole store knows them."""
 
 import hashlib
+import importlib
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 import zarr
 from torch import Tensor
@@ -23,6 +26,7 @@ from shared.config import parse_config
 from shared.embedder import Embedder
 from shared.features import FeatureConfig
 from shared.store import FeatureStore
+from shared.zarr_files import ZarrFiles
 
 BuildTiny = Callable[..., Path]
 Run = Callable[..., Any]
@@ -97,7 +101,9 @@ def test_a_resumed_build_with_views_is_the_build(
     assert contents(build_tiny("killed.zarr", *VIEWS)) == whole
 
 
-def test_a_view_is_the_same_wherever_its_row_is(build_tiny: BuildTiny, tiny_data: Path) -> None:
+def test_a_view_is_the_same_wherever_its_row_is(
+    build_tiny: BuildTiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every clip's chance is its own: a data set without some recordings has the same views of the rest."""
     whole = FeatureStore(build_tiny("whole.zarr", *VIEWS))
     table = pd.read_csv(tiny_data / "metadata.csv")
@@ -111,12 +117,23 @@ def test_a_view_is_the_same_wherever_its_row_is(build_tiny: BuildTiny, tiny_data
         expected = whole.view(number).read(rows).astype(np.float32)
         # Other batches change the last bits of a convolution, and nothing else.
         assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
-    # In a build that goes on, rows that move are copied, views and all.
-    pruned = FeatureStore(build_tiny("whole.zarr", *VIEWS, "--prune"))
-    for number in (1, 2):
-        moved = pruned.view(number).read(np.arange(pruned.num_rows)).astype(np.float32)
-        expected = whole_view(fewer, number)
-        assert np.abs(moved - expected).max() < 0.02 * np.abs(expected).max()
+    # In a build that goes on, rows that move are copied, views and all: the same bits.
+    before = {number: whole_view(whole, number)[rows] for number in (0, 1, 2)}
+    for file in (tiny_data / "audio").rglob("*.wav"):
+        file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", probe_only(Embedder.embed))
+        pruned = FeatureStore(build_tiny("whole.zarr", *VIEWS, "--prune"))
+    for number in (0, 1, 2):
+        assert np.array_equal(whole_view(pruned, number), before[number])
+
+
+def probe_only(embed: Callable[..., Any]) -> Callable[..., Any]:
+    def probe(self: Embedder, waveforms: np.ndarray) -> Any:
+        assert len(waveforms) == 1  # the embedder's own look at the maps' shapes
+        return embed(self, waveforms)
+
+    return probe
 
 
 def whole_view(store: FeatureStore, number: int) -> np.ndarray:
@@ -148,9 +165,11 @@ def test_embedding_with_views_is_building_with_views(
 ) -> None:
     built, plain = build_tiny("built.zarr", *VIEWS), build_tiny("plain.zarr")
     out = tmp_path / "embedded.zarr"
-    config = tmp_path / "tiny.toml"
-    run_program("featurestore", "embed", plain, "--config", config, "--out", out, *VIEWS)
+    run_program("featurestore", "embed", plain, "--out", out, *VIEWS)  # the config is the source's
     assert contents(out) == contents(built)
+    result = run_program("featurestore", "embed", out, "--out", tmp_path / "without.zarr")
+    assert "the 2 views" in result.output
+    assert contents(tmp_path / "without.zarr") == contents(plain)
 
 
 @pytest.mark.parametrize("name", ["tiny.zarr", "tiny.h5"])
@@ -214,10 +233,56 @@ def test_a_recording_of_the_data_set_is_no_background(
     result = run_program(*command, "--out", tmp_path / "tiny.zarr", status=2)
     assert "1 recordings of this data set (low/XC100.wav first)" in result.output
     assert not (tmp_path / "tiny.zarr").exists()
+    plain = build_tiny("plain.zarr")
+    command = ["featurestore", "embed", plain, *VIEWS, "--set", BACKGROUND.format(plain)]
+    result = run_program(*command, "--out", tmp_path / "tiny.zarr", status=2)
+    assert "12 recordings of this data set" in result.output
+    assert not (tmp_path / "tiny.zarr").exists()
+
+
+def test_backgrounds_of_one_name_are_refused_since_a_store_could_not_tell_them_apart(
+    build_tiny: BuildTiny, tmp_path: Path
+) -> None:
+    steps = []
+    for number, folder in enumerate((tmp_path / "a" / "rain", tmp_path / "b" / "rain")):
+        folder.mkdir(parents=True)
+        soundfile.write(folder / "noise.wav", np.random.default_rng(number).normal(0, 0.1, 8000), 8000)
+        steps.append(f'{{apply = "background_noise", source = "{folder}"}}')
+    build_tiny("tiny.zarr", *VIEWS, "--set", f"augment.steps=[{', '.join(steps)}]", status=2)
+
+
+OWN = """
+def louder(waveforms, rng):
+    return {result}
+"""
+
+
+def test_somebody_elses_transform_makes_views_and_is_bound_to_its_source(
+    build_tiny: BuildTiny, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_views.py"
+    own = (*VIEWS, "--set", 'augment.steps=[{apply = "own_views:louder"}]')
+
+    def says(result: str) -> None:
+        module.write_text(OWN.format(result=result))
+        sys.modules.pop("own_views", None)
+        importlib.invalidate_caches()
+
+    for wrong in ("waveforms.no_such", "waveforms / 0", "waveforms[:, :-1]", "waveforms.numpy()"):
+        says(wrong)
+        build_tiny("tiny.zarr", *own, status=2)
+        assert not (tmp_path / "tiny.zarr").exists()  # nothing is left behind to be in the way
+    says("waveforms.flip(1)")
+    store = FeatureStore(build_tiny("tiny.zarr", *own))
+    assert (store.view(1).read(np.arange(4)) != store.maps.read(np.arange(4))).any()
+    build_tiny("tiny.zarr", *own)
+    says("waveforms.flip(1) * 2")
+    build_tiny("tiny.zarr", *own, status=2)
 
 
 def test_backgrounds_are_in_the_views_bound_to_them_and_needed_for_a_repair(
-    build_tiny: BuildTiny, tiny_data: Path, tmp_path: Path
+    build_tiny: BuildTiny, tiny_data: Path, tiny_config: Path, tmp_path: Path, run_program: Run
 ) -> None:
     rain = tmp_path / "rain"
     rain.mkdir()
@@ -235,9 +300,15 @@ def test_backgrounds_are_in_the_views_bound_to_them_and_needed_for_a_repair(
         repair(path, [])
     repair(path, [rain])
     assert contents(path) == whole
-    (rain / "noise.wav").write_bytes((tiny_data / "audio" / "low" / "XC103.wav").read_bytes())
-    table.drop(index=[0, 3]).to_csv(tiny_data / "metadata.csv", index=False)
-    build_tiny("tiny.zarr", *with_rain, status=2)
+    build_tiny("tiny.zarr", *with_rain)
+    assert contents(path) == whole
+    samples, rate = soundfile.read(rain / "noise.wav")
+    soundfile.write(rain / "noise.wav", samples[::-1], rate)
+    result = run_program(
+        "featurestore", "build", "--config", tiny_config, "--metadata", tiny_data / "metadata.csv",
+        "--audio", tiny_data / "audio", "--out", path, *with_rain, status=2,
+    )  # fmt: skip
+    assert "views.backgrounds" in result.output
     assert contents(path) == whole
 
 
@@ -261,3 +332,20 @@ def test_info_says_how_many_views(build_tiny: BuildTiny, run_program: Run) -> No
     path = build_tiny("tiny.zarr", *VIEWS)
     assert '"views": 2' in run_program("featurestore", "info", path, "--json").output
     assert "2 views of every clip" in run_program("featurestore", "info", path).output
+
+
+def test_all_arrays_together_stay_below_what_may_be_mapped(
+    build_tiny: BuildTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(build_tiny("tiny.zarr", *VIEWS))  # four arrays of four or five shards
+    expected = [whole_view(store, number) for number in (0, 1, 2)]
+    monkeypatch.setattr("shared.zarr_files.MAX_MAPPED_IN_ALL", 4)
+    few = FeatureStore(store.path)
+    arrays = [few.view(number) for number in (0, 1, 2)]
+    for row in np.random.default_rng(0).permutation(store.num_rows):
+        for array, values in zip(arrays, expected, strict=True):
+            assert np.array_equal(array.read(np.array([row]))[0].astype(np.float32), values[row])
+    assert isinstance(few.files, ZarrFiles)
+    assert few.files.max_mapped() == 1
+    with pytest.raises(ValueError, match="1 may be mapped"):
+        arrays[0].read(np.array([0, store.num_rows - 1]))

@@ -27,7 +27,7 @@ def viewed(build_tiny: BuildTiny) -> FeatureStore:
 
 
 def test_rows_of_views_are_read_in_any_order(viewed: FeatureStore) -> None:
-    maps = ViewedMaps(viewed)
+    maps = ViewedMaps(viewed, 2)
     assert maps.num_rows == 3 * viewed.num_rows
     rows = np.random.default_rng(0).permutation(np.repeat(np.arange(maps.num_rows), 2))
     expected = np.concatenate([viewed.view(number).read(np.arange(viewed.num_rows)) for number in range(3)])
@@ -52,7 +52,7 @@ def test_every_view_of_every_clip_is_drawn_alike() -> None:
 
 def test_a_view_has_its_clips_labels_and_no_end(viewed: FeatureStore) -> None:
     taxonomy = Taxonomy(tuple(viewed.attributes["taxonomy"]))
-    data = ClipData(viewed, taxonomy, LabelConfig(), StoredMaps(ViewedMaps(viewed), CPU))
+    data = ClipData(viewed, taxonomy, LabelConfig(), StoredMaps(ViewedMaps(viewed, 2), CPU))
     assert data.num_views == 2
     short = np.flatnonzero(viewed.clips["valid_samples"] < 8000)
     rows = np.array([0, short[0]])
@@ -127,3 +127,20 @@ def test_a_head_of_views_is_tuned_on_waveforms(
                 "--config", tiny_config, "--set", "finetune.epochs=1")  # fmt: skip
     assert json.loads((out / "run.json").read_text())["views"] == 0
     assert "tuned" in run_program("trainer", "evaluate", head, out).output
+
+
+def test_a_section_that_is_the_stores_cannot_be_set_for_a_head(
+    viewed: FeatureStore, tiny_config: Path, run_program: Run
+) -> None:
+    result = fit(run_program, viewed, tiny_config, "e", "--set", "views.count=1", status=2)
+    assert "sampler.views" in result.output
+
+
+def test_a_grid_of_more_views_than_there_are_trains_nothing(
+    viewed: FeatureStore, tiny_config: Path, run_program: Run
+) -> None:
+    grid = viewed.path.parent / "grid.toml"
+    grid.write_text("[[try]]\nsampler.views = [0, 3]\n")
+    result = fit(run_program, viewed, tiny_config, "f", "--folds", 3, "--grid", grid, status=2)
+    assert "sampler.views = 3" in result.output
+    assert not (viewed.path.parent / "f").exists()
