@@ -14,6 +14,7 @@ from measuring import REPEATS, Numbers, median_seconds, show
 from featurestore.build import Builder, store_attributes
 from featurestore.plan import Plan, Source, make_plan
 from featurestore.seen import SeenFiles
+from featurestore.views import Views
 from shared.audio import ClipDecoder, to_int16
 from shared.backbone import BackboneConfig
 from shared.clip_array import num_processors
@@ -36,7 +37,7 @@ BUILDS = {"torch fp32": 3, "openvino fp32": 4}  # the first is warm-up; of the o
 BUILDS_EACH = 2
 
 
-def write_recordings(folder: Path) -> None:
+def write_recordings(folder: Path, num: int = NUM_RECORDINGS) -> None:
     """Write recordings of noise that swells and fades, a quarter of them in each format."""
     import soundfile
 
@@ -45,7 +46,7 @@ def write_recordings(folder: Path) -> None:
     lines = ["filename,primary_label"]
     num_samples = int(SECONDS * RATE_HZ)
     swell = 0.1 * (1 + np.sin(np.arange(num_samples) / RATE_HZ)).astype(np.float32)
-    for number in range(NUM_RECORDINGS):
+    for number in range(num):
         suffix = list(FORMATS)[number % len(FORMATS)]
         kind, subtype = FORMATS[suffix]
         name = f"{number}.{suffix}"
@@ -78,15 +79,15 @@ def plan_of(folder: Path, config: FeatureConfig) -> Plan:
     return plan
 
 
-def build(plan: Plan, embedder: Embedder, folder: Path) -> float:
+def build(plan: Plan, embedder: Embedder, folder: Path, views: Views | None = None) -> float:
     """Build once; return wall seconds per clip, without the start of the program."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         builder = Builder(
             Path(name) / "s.zarr", embedder, shard_clips=embedder.config.store.shard_clips,
-            with_waveforms=True, workers=num_processors(),
+            with_waveforms=True, workers=num_processors(), views=views,
         )  # fmt: skip
         start = time.perf_counter()
-        writer = builder.open(store_attributes(embedder, ["a", "b"]))
+        writer = builder.open(store_attributes(embedder, ["a", "b"], builder.views.attributes))
         builder.run(writer, plan, list(range(plan.num_shards)), lambda clips: None)
         builder.publish(writer, plan)
         return (time.perf_counter() - start) / plan.num_rows

@@ -30,24 +30,32 @@ NAME = "maps/m"
 
 def write_stores(folder: Path, values: np.ndarray) -> tuple[ZarrFiles, Hdf5Files]:
     """Write the rows as a Zarr store and as an HDF5 store."""
+    zarr_files = write_zarr(folder / "s.zarr", {NAME: values})
+    assemble(zarr_files, folder / "s.h5")
+    return zarr_files, Hdf5Files(folder / "s.h5")
+
+
+def write_zarr(path: Path, arrays: dict[str, np.ndarray]) -> ZarrFiles:
+    """Write arrays of as many rows each as a Zarr store."""
     import pandas as pd
 
-    spec = {NAME: ArraySpec(values.shape[1:], "float16", {"frame_hop": 16_000})}
-    writer = StoreWriter(folder / "s.zarr", {"stages": ["m"]}, spec, SHARD_CLIPS)
-    for shard, first in enumerate(range(0, len(values), SHARD_CLIPS)):
-        rows = values[first : first + SHARD_CLIPS]
-        files = writer.write_shard(shard, iter([{NAME: rows}]))
-        count = len(rows)
+    num_rows = len(next(iter(arrays.values())))
+    specs = {
+        name: ArraySpec(values.shape[1:], "float16", {"frame_hop": 16_000}) for name, values in arrays.items()
+    }
+    writer = StoreWriter(path, {"stages": ["m"]}, specs, SHARD_CLIPS)
+    for shard, first in enumerate(range(0, num_rows, SHARD_CLIPS)):
+        rows = {name: values[first : first + SHARD_CLIPS] for name, values in arrays.items()}
+        files = writer.write_shard(shard, iter([rows]))
+        count = min(SHARD_CLIPS, num_rows - first)
         writer.commit(
             shard,
             Commit((first, first + count), (("a", first, count),), files, [1.0] * count, [1] * count,
                    {"a": Finding("ok")}),
         )  # fmt: skip
-    clips = pd.DataFrame({"recording": np.zeros(len(values), np.int64), "start": np.arange(len(values))})
+    clips = pd.DataFrame({"recording": np.zeros(num_rows, np.int64), "start": np.arange(num_rows)})
     writer.publish({"clips": clips, "recordings": clips[:0], "labels": clips[:0]})
-    zarr_files = ZarrFiles(folder / "s.zarr")
-    assemble(zarr_files, folder / "s.h5")
-    return zarr_files, Hdf5Files(folder / "s.h5")
+    return ZarrFiles(path)
 
 
 def write_pt_files(folder: Path, values: np.ndarray) -> list[Path]:

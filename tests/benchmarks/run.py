@@ -23,6 +23,7 @@ from builds import builds
 from measuring import Numbers, median_seconds, peak_anonymous_mb, show
 from precision import precision
 from reads import reads
+from views import views
 
 BACKBONE = "tf_efficientnet_lite0"
 OUTPUT = Path("bench.json")
@@ -200,6 +201,7 @@ SECTIONS = {
     "precision": precision,
     "fit": fit,
     "augment": augment,
+    "views": views,
     "memory": memory,
 }
 
