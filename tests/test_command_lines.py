@@ -15,9 +15,9 @@ Run = Callable[..., object]
 
 OPTIONS = {
     "featurestore build": "--allow-mixed --audio --break-lock --config --device --external --metadata "
-    "--no-waveforms --out --prune --set --strict --weights --workers",
+    "--views --no-waveforms --out --prune --set --strict --weights --workers",
     "featurestore convert": "--break-lock OUT SOURCE",
-    "featurestore embed": "--allow-mixed --break-lock --config --device --no-waveforms --out --set "
+    "featurestore embed": "--allow-mixed --break-lock --config --device --views --no-waveforms --out --set "
     "--weights --workers SOURCE",
     "featurestore repair": "--allow-mixed --audio --break-lock --weights --workers STORE",
     "featurestore verify": "--audio STORE",
