@@ -22,7 +22,7 @@ from shared.commit import Commit, Run
 from shared.config import as_sections, differences
 from shared.embedder import Embedder
 from shared.shards import shard_bytes
-from shared.store import view_group
+from shared.store import VIEWS, view_group
 from shared.store_writer import ArraySpec, StoreWriter
 
 Progress = Callable[[int], object]
@@ -99,8 +99,7 @@ class Builder:
             ValueError: all differing keys are named.
         """
         changed = differences(found["fingerprint_of"], self.embedder.fingerprint_of)
-        views = {"views": found.get("views", {})}, {"views": self.views.attributes}
-        changed += differences(*views)
+        changed += differences({VIEWS: found.get(VIEWS, {})}, {VIEWS: self.views.attributes})
         if found["shard_clips"] != self.shard_clips:
             changed.append(f"store.shard_clips: {found['shard_clips']} -> {self.shard_clips}")
         if has_waveforms != ("waveforms" in self.arrays):
@@ -386,5 +385,5 @@ def store_attributes(
         "taxonomy": taxonomy,
         "problems": [],
         "tail_samples_left_out": 0,
-        **({"views": views} if views else {}),
+        **({VIEWS: views} if views else {}),
     }

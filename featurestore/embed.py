@@ -3,37 +3,32 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from featurestore.build import Builder, check_free_space, moves_rows, store_attributes
-from featurestore.containers import finish_container, folder_of, work_folder
+from featurestore.containers import finish_container, work_folder
 from featurestore.lock import locked
 from featurestore.plan import Plan
-from featurestore.session import Say, embedder_for, plan_clips, refuse_another_config, run_to_the_end
+from featurestore.session import (
+    Say,
+    StoreRequest,
+    builder_for,
+    plan_clips,
+    refuse_another_config,
+    run_to_the_end,
+)
 from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.summary import stage_table
-from featurestore.views import Views, ViewSections
 from shared.command_line import size_text
 from shared.config import Sections, differences
-from shared.features import FeatureConfig
 from shared.store import TABLES, FeatureStore
 from shared.store_writer import StoreWriter
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedRequest:
+class EmbedRequest(StoreRequest):
     """What `featurestore embed` was asked to do."""
 
     source: Path
-    out: Path
-    config: FeatureConfig
-    device: torch.device
-    workers: int
-    with_waveforms: bool
-    views: ViewSections
-    allow_mixed: bool
-    break_lock: bool
 
 
 def own_sections(source: Path, given: Sections, *, has_file: bool) -> Sections:
@@ -90,15 +85,8 @@ def embed_store(request: EmbedRequest, say: Say) -> FeatureStore:
             "Build it again without that."
         )
     with locked(request.out, break_lock=request.break_lock), stoppable():
-        embedder = embedder_for(request.config, request.device, request.workers)
-        builder = Builder(
-            folder_of(request.out),
-            embedder,
-            shard_clips=request.config.store.shard_clips,
-            with_waveforms=request.with_waveforms,
-            workers=request.workers,
-            views=Views(request.views, embedder.grid, request.device),
-        )
+        builder = builder_for(request)
+        embedder = builder.embedder
         builder.views.refuse_own(source.recordings)
         refuse_another_config(builder, request.out)
         work_folder(request.out)

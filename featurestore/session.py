@@ -31,23 +31,31 @@ NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What `featurestore build` was asked to do.
+class StoreRequest:
+    """What a store is to hold, and how it is made.
 
     workers: threads that decode, and, on a CPU, threads that embed.
-    prune: remove the rows of recordings that the metadata no longer has.
     """
 
     out: Path
-    sources: list[Source]
     config: FeatureConfig
     device: torch.device
     workers: int
     with_waveforms: bool
     views: ViewSections
     allow_mixed: bool
-    prune: bool
     break_lock: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest(StoreRequest):
+    """What `featurestore build` was asked to do.
+
+    prune: remove the rows of recordings that the metadata no longer has.
+    """
+
+    sources: list[Source]
+    prune: bool
 
 
 def build_store(request: BuildRequest, say: Say) -> FeatureStore:
@@ -59,15 +67,8 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
     """
     refuse_other_output(request.out)
     with locked(request.out, break_lock=request.break_lock), stoppable():
-        embedder = embedder_for(request.config, request.device, request.workers)
-        builder = Builder(
-            folder_of(request.out),
-            embedder,
-            shard_clips=request.config.store.shard_clips,
-            with_waveforms=request.with_waveforms,
-            workers=request.workers,
-            views=Views(request.views, embedder.grid, request.device),
-        )
+        builder = builder_for(request)
+        embedder = builder.embedder
         species = request.sources[0].metadata.primary_species()
         attributes = store_attributes(embedder, species, builder.views.attributes)
         refuse_another_config(builder, request.out)  # before anything is unpacked or read
@@ -99,6 +100,23 @@ def build_store(request: BuildRequest, say: Say) -> FeatureStore:
         if shards:
             say(stage_table(builder.clock, plan_clips(plan, shards), seconds, builder.threads))
     return FeatureStore(request.out)
+
+
+def builder_for(request: StoreRequest) -> Builder:
+    """Return the builder of a store, with its embedder and its views' policy ready.
+
+    Raises:
+        ValueError: weights, engine or policy cannot be used.
+    """
+    embedder = embedder_for(request.config, request.device, request.workers)
+    return Builder(
+        folder_of(request.out),
+        embedder,
+        shard_clips=request.config.store.shard_clips,
+        with_waveforms=request.with_waveforms,
+        workers=request.workers,
+        views=Views(request.views, embedder.grid, request.device),
+    )
 
 
 def embedder_for(config: FeatureConfig, device: torch.device, workers: int) -> Embedder:

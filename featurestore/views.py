@@ -11,12 +11,13 @@ from jaxtyping import Float, Int16
 from numpy import ndarray
 from torch import Generator, Tensor
 
+from shared.audio import FULL_SCALE
 from shared.augment import tiled
-from shared.augment_policy import AugmentConfig, Policy, Step, resolved
+from shared.augment_policy import AugmentConfig, Policy, Step, choices_of, resolved, with_choices
 from shared.clips import ClipGrid
 from shared.config import as_sections, parse_config
+from shared.store import VIEWS
 
-FULL_SCALE = 32768
 BACKGROUND = "background_noise"
 
 
@@ -62,7 +63,7 @@ class Views:
         self.numbers = range(1, sections.views.count + 1)
         steps = sections.augment if sections.views.count else AugmentConfig(steps=())
         self._policy = Policy(steps, grid.sample_rate_hz, grid.clip_samples)
-        places = {str(choice["source"]) for choice in _backgrounds(steps)}
+        places = _background_places(steps)
         if len({Path(place).name for place in places}) < len(places):
             raise ValueError(
                 f"two backgrounds of [augment] have the same name ({', '.join(sorted(places))}), by which a "
@@ -74,7 +75,10 @@ class Views:
         """What a store says of its views: the policy, every key, and what it stands on; no paths of ours."""
         if not self.numbers:
             return {}
-        steps = tuple(_named(resolved(step)) for step in self._sections.augment.steps)
+        steps = tuple(
+            with_choices(step, lambda choice: _named(resolved(choice)))
+            for step in self._sections.augment.steps
+        )
         sections = as_sections(replace(self._sections, augment=AugmentConfig(steps=steps)))
         return {**sections["views"], "augment": sections["augment"], **self._policy.identity}
 
@@ -109,16 +113,14 @@ def _seed_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def _named(step: Step) -> Step:
-    """Return a step with the names of its background folders in place of their paths."""
-    if "one_of" in step:
-        return step | {"one_of": [_named(choice) for choice in step["one_of"]]}
-    return step | {"source": Path(step["source"]).name} if step["apply"] == BACKGROUND else step
+def _named(choice: Step) -> Step:
+    """Return a background with its folder's name in place of the path, and anything else as it is."""
+    return choice | {"source": Path(choice["source"]).name} if choice["apply"] == BACKGROUND else choice
 
 
-def _backgrounds(config: AugmentConfig) -> list[Step]:
-    choices = [choice for step in config.steps for choice in step.get("one_of", [step])]
-    return [choice for choice in choices if choice["apply"] == BACKGROUND]
+def _background_places(config: AugmentConfig) -> set[str]:
+    choices = [choice for step in config.steps for choice in choices_of(step)]
+    return {str(choice["source"]) for choice in choices if choice["apply"] == BACKGROUND}
 
 
 def stored_sections(attributes: dict[str, Any], folders: list[Path]) -> ViewSections:
@@ -129,25 +131,30 @@ def stored_sections(attributes: dict[str, Any], folders: list[Path]) -> ViewSect
     Raises:
         ValueError: one is not there.
     """
-    found = attributes.get("views")
+    found = attributes.get(VIEWS)
     if not found:
         return ViewSections()
     sections = {
-        "views": {"count": found["count"], "seed": found["seed"]},
-        "augment": {"steps": [_placed(step, folders) for step in found["augment"]["steps"]]},
+        VIEWS: {"count": found["count"], "seed": found["seed"]},
+        "augment": {
+            "steps": [
+                with_choices(step, lambda choice: _placed(choice, folders))
+                for step in found["augment"]["steps"]
+            ]
+        },
     }
     return parse_config(ViewSections, sections)
 
 
-def _placed(step: Step, folders: list[Path]) -> Step:
-    if "one_of" in step:
-        return step | {"one_of": [_placed(choice, folders) for choice in step["one_of"]]}
-    if step["apply"] != BACKGROUND:
-        return dict(step)
-    places = [place for folder in folders for place in (folder, folder / step["source"])]
-    found = [place for place in places if place.name == step["source"] and place.exists()]
+def _placed(choice: Step, folders: list[Path]) -> Step:
+    """Return a background with the path of its folder, and anything else as it is."""
+    if choice["apply"] != BACKGROUND:
+        return choice
+    name = choice["source"]
+    places = [place for folder in folders for place in (folder, folder / name)]
+    found = [place for place in places if place.name == name and place.exists()]
     if not found:
         raise ValueError(
-            f"this store's views have backgrounds from {step['source']!r}: name that folder with --audio too."
+            f"this store's views have backgrounds from {name!r}: name that folder with --audio too."
         )
-    return step | {"source": str(found[0])}
+    return choice | {"source": str(found[0])}

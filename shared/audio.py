@@ -18,6 +18,7 @@ OGG_HEADER_BYTES, OGG_PAGE_MAX_BYTES = 27, 65_307
 
 # By severity; a recording that several shards decode keeps the worst.
 STATUSES = ("ok", "short", "damaged", "unreadable")
+FULL_SCALE = 32768  # of int16 samples
 AUDIO_SUFFIXES = (".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".aiff", ".aif")
 
 

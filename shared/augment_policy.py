@@ -210,7 +210,7 @@ class _MadeStep:
     """One step: which clips get it, and which of its transforms each gets."""
 
     def __init__(self, step: Step, given: Mapping[str, int]) -> None:
-        choices: Sequence[Step] = step.get("one_of", [step])
+        choices = choices_of(step)
         self._probability = float(step.get("probability", 1.0))
         weights = torch.tensor([float(choice.get("weight", 1.0)) for choice in choices])
         self._bounds = (weights.cumsum(0) / weights.sum()).tolist()
@@ -276,9 +276,19 @@ def _sha256_of_module(name: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
 
 
-def resolved(step: Step) -> Step:
-    """Return a step with every key of our transforms, defaults too; others' defaults are their modules'."""
-    if "one_of" in step:
-        return step | {"one_of": [resolved(choice) for choice in step["one_of"]]}
-    keys = _keys_of(OWN[step["apply"]]) if step["apply"] in OWN else {}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()} | step
+def choices_of(step: Step) -> Sequence[Step]:
+    """Return the tables of a step that name a transform: itself, or those of its one_of."""
+    choices: Sequence[Step] = step.get("one_of", [step])
+    return choices
+
+
+def with_choices(step: Step, change: Callable[[Step], Step]) -> Step:
+    """Return a step with every table that names a transform changed."""
+    changed = [change(choice) for choice in choices_of(step)]
+    return step | {"one_of": changed} if "one_of" in step else changed[0]
+
+
+def resolved(choice: Step) -> Step:
+    """Return a table with every key of our transform, defaults too; others' defaults are their modules'."""
+    keys = _keys_of(OWN[choice["apply"]]) if choice["apply"] in OWN else {}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()} | choice

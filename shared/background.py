@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Generator
 
-from shared.audio import AUDIO_SUFFIXES, ClipDecoder, read_header, to_int16
+from shared.audio import AUDIO_SUFFIXES, FULL_SCALE, ClipDecoder, read_header, to_int16
 from shared.augment import Range, Waveforms, at_snr, uniform
 from shared.clips import ClipGrid
 from shared.config import digest
@@ -59,7 +59,7 @@ class BackgroundNoise:
         drawn = torch.randint(self._num_clips, (len(waveforms),), generator=rng, device=device)
         rows = drawn.cpu().numpy()
         clips = self._held[rows] if self._held is not None else self._stored.read(rows)
-        noise = torch.from_numpy(np.ascontiguousarray(clips)).to(device).float() / 32768
+        noise = torch.from_numpy(np.ascontiguousarray(clips)).to(device).float() / FULL_SCALE
         offset = (uniform(noise, rng, (0.0, 1.0)) * noise.shape[1]).long()
         place = torch.arange(noise.shape[1], device=device)
         noise = noise.gather(1, (place + offset) % noise.shape[1])

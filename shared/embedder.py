@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
+from shared.audio import FULL_SCALE
 from shared.backbone import Backbone, load_backbone
 from shared.config import digest
 from shared.engines import make_engine
@@ -97,7 +98,7 @@ class Embedder:
             torch.set_num_threads(1)  # counts for the calling thread: its stream is one core
         num_clips = len(batch)
         with self.clock.measured("log-mel"):
-            waveforms = batch if isinstance(batch, Tensor) else self._on_device(batch).float() / 32768
+            waveforms = batch if isinstance(batch, Tensor) else self._on_device(batch).float() / FULL_SCALE
             if num_clips < self.batch_clips:
                 padding = waveforms.new_zeros(self.batch_clips - num_clips, waveforms.shape[1])
                 waveforms = torch.cat([waveforms, padding])

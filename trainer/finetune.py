@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from shared.audio import FULL_SCALE
 from shared.augment import tiled
 from shared.augment_policy import Policy
 from shared.config import as_sections
@@ -18,7 +19,7 @@ from trainer.heads import Head
 from trainer.loop import AnchoredWeights, AveragedWeights
 from trainer.mixing import mix_and_draw
 from trainer.mixup import Batch
-from trainer.network import FULL_SCALE, Network, make_network
+from trainer.network import Network, make_network
 from trainer.prepare import Prepared
 from trainer.run import Run, weights_file
 from trainer.splits import Folds

@@ -9,13 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from shared.audio import FULL_SCALE
 from shared.backbone import Backbone, fold_batch_norms, load_backbone
 from shared.features import FeatureConfig
 from shared.mel import LogMelImage
 from trainer.config import FinetuneConfig
 from trainer.heads import HeadOutput
-
-FULL_SCALE = 32768  # of int16
 
 
 @dataclass(frozen=True)

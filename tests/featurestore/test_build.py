@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from embedding import killed_after, probe_only
 
 from featurestore import build as building
 from featurestore import numerics
@@ -64,18 +65,10 @@ def test_a_resumed_build_is_the_build(
     build_tiny: BuildTiny, monkeypatch: pytest.MonkeyPatch, batches_before_the_kill: int
 ) -> None:
     whole = file_digests(build_tiny("whole.zarr"))
-    calls = 0
-    embed = building.Embedder.embed
-
-    def killed(self: building.Embedder, waveforms: np.ndarray) -> object:
-        nonlocal calls
-        calls += 1
-        if calls > 1 + batches_before_the_kill:  # the first call is the embedder's own probe
-            raise KeyboardInterrupt
-        return embed(self, waveforms)
-
     with monkeypatch.context() as patch:
-        patch.setattr(building.Embedder, "embed", killed)
+        patch.setattr(
+            building.Embedder, "embed", killed_after(building.Embedder.embed, batches_before_the_kill)
+        )
         build_tiny("killed.zarr", status=1)
     assert file_digests(build_tiny("killed.zarr")) == whole
 
@@ -192,19 +185,6 @@ def test_pruned_rows_are_gone_and_the_others_are_moved_and_not_computed(
     rows = np.arange(after.num_rows)
     assert np.array_equal(after.maps.read(rows), maps)
     assert np.array_equal(after.waveforms.read(rows), samples)
-
-
-def probe_only(embed: Any) -> Any:
-    """Let an embedder embed its own first probe and nothing more."""
-    calls = 0
-
-    def probe(self: building.Embedder, waveforms: np.ndarray) -> object:
-        nonlocal calls
-        calls += 1
-        assert calls == 1, "something was embedded"
-        return embed(self, waveforms)
-
-    return probe
 
 
 def test_recordings_gone_from_the_metadata_are_kept_marked_and_not_trained_on(
