@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from featurestore.numerics import numerics_of
-from featurestore.pipeline import in_order
+from shared.pipeline import in_order
 from featurestore.plan import Plan
 from featurestore.row_source import RowBatch, RowSource, batches_of
 from featurestore.stored_rows import StoredRows

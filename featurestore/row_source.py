@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from featurestore.pipeline import in_order
+from shared.pipeline import in_order
 from featurestore.plan import Plan
 from featurestore.stored_rows import StoredRow, StoredRows
 from shared.audio import ClipDecoder, Finding, to_int16

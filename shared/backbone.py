@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shared.timm_door import import_timm
 from shared.weights import find_weights
 
-ENGINES = ("auto", "torch", "openvino")
+ENGINES = ("auto", "torch", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 

@@ -80,7 +80,7 @@ class Embedder:
     def numerics(self) -> dict[str, object]:
         """What decides the last bits of a feature beside the config and the processor."""
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        engine = {"openvino": version("openvino")} if self.engine.name == "openvino" else {}
+        engine = {} if self.engine.name == "torch" else {self.engine.name: version(self.engine.name)}
         return {"device": gpu or self.device.type, "torch": torch.__version__, **engine}
 
     def embed(self, waveforms: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Embedded:
@@ -92,17 +92,25 @@ class Embedder:
         maps = {stage: np.concatenate([part.maps[stage] for part in parts]) for stage in self.backbone.stages}
         return Embedded(maps, np.concatenate([part.overflows for part in parts]))
 
-    @torch.inference_mode()
     def _embed_batch(self, batch: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Embedded:
+        return self.embed_images(self.images(batch), len(batch))
+
+    @torch.inference_mode()
+    def images(self, batch: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Tensor:
+        """Return the images of at most a batch of clips, filled up to a whole one (batch_clips, 3, M, N)."""
         if self.streams > 1 and torch.get_num_threads() > 1:
             torch.set_num_threads(1)  # counts for the calling thread: its stream is one core
-        num_clips = len(batch)
         with self.clock.measured("log-mel"):
             waveforms = batch if isinstance(batch, Tensor) else self._on_device(batch).float() / FULL_SCALE
-            if num_clips < self.batch_clips:
-                padding = waveforms.new_zeros(self.batch_clips - num_clips, waveforms.shape[1])
+            if len(batch) < self.batch_clips:
+                padding = waveforms.new_zeros(self.batch_clips - len(batch), waveforms.shape[1])
                 waveforms = torch.cat([waveforms, padding])
-            images = self.image(waveforms).contiguous()
+            images: Tensor = self.image(waveforms).contiguous()
+            return images
+
+    @torch.inference_mode()
+    def embed_images(self, images: Tensor, num_clips: int) -> Embedded:
+        """Return the maps of the first `num_clips` images of a whole batch."""
         with self.clock.measured("backbone"):
             found = self.engine(images)
             halves, overflows = zip(*(_to_float16(values[:num_clips]) for values in found), strict=True)

@@ -1,4 +1,4 @@
-"""What runs the backbone: torch on any device, or OpenVINO on a CPU.
+"""What runs the backbone: torch on any device, ONNX Runtime or OpenVINO on a CPU.
 
 Engines agree to 1e-5 of a map's range in fp32. Engine and precision are part of a store's
 fingerprint all the same: its rows are of one kind.
@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from shared.backbone import Backbone, BackboneConfig
+from shared.backbone import ENGINES, Backbone, BackboneConfig
+from shared.onnx_graph import need_package, onnx_bytes, onnx_session
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -52,9 +53,11 @@ def make_engine(
     match name:
         case "torch":
             return TorchEngine(backbone, config.precision, device)
+        case "onnxruntime":
+            return OnnxruntimeEngine(backbone, config.precision, shape, device, streams)
         case "openvino":
             return OpenvinoEngine(backbone, config.precision, shape, device, streams)
-    raise ValueError(f"backbone.engine must be auto, torch or openvino; got {name!r}.")
+    raise ValueError(f"backbone.engine must be one of {', '.join(ENGINES)}; got {name!r}.")
 
 
 class TorchEngine:
@@ -102,6 +105,28 @@ def _processor_has_bf16() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
+class OnnxruntimeEngine:
+    """The same layers as an ONNX graph, run by ONNX Runtime, in fp32 only."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, backbone: Backbone, precision: str, shape: tuple[int, ...], device: torch.device, streams: int
+    ) -> None:
+        if device.type != "cpu" or precision != "fp32":
+            raise ValueError(
+                f"backbone.engine = onnxruntime runs on the CPU in fp32, not on {device.type} in {precision}."
+            )
+        need_package("onnxruntime", "backbone.engine = onnxruntime", "pip install 'dawnchorus[onnx]'")
+        stages = [f"maps_{number}" for number in range(len(backbone.stages))]
+        graph = onnx_bytes(backbone, {"image": torch.zeros(shape)}, stages)
+        self._session = onnx_session(graph, 1 if streams > 1 else torch.get_num_threads())
+
+    def __call__(self, images: Images) -> Sequence[Tensor]:
+        """Return the maps."""
+        return [torch.from_numpy(found) for found in self._session.run(None, {"image": images.numpy()})]
+
+
 class OpenvinoEngine:
     """The same layers compiled by OpenVINO; one request per calling thread.
 
@@ -115,11 +140,11 @@ class OpenvinoEngine:
     ) -> None:
         if device.type != "cpu":
             raise ValueError(f"backbone.engine = openvino runs on the CPU, not on {device.type}.")
-        if importlib.util.find_spec("openvino") is None:
-            raise ValueError(
-                "backbone.engine = openvino: it is not installed; `pip install openvino`, or use "
-                "--set backbone.engine=torch."
-            )
+        need_package(
+            "openvino",
+            "backbone.engine = openvino",
+            "pip install openvino, or use --set backbone.engine=torch",
+        )
         import openvino
 
         with torch.no_grad(), warnings.catch_warnings():

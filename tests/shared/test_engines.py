@@ -43,9 +43,10 @@ def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return (one * two).sum(1) / np.sqrt((one**2).sum(1) * (two**2).sum(1))
 
 
-def test_openvino_gives_torchs_maps_in_fp32() -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_gives_torchs_maps_in_fp32(engine: str) -> None:
     """Within float16's own rounding of the stored maps."""
-    expected, found = (maps_of(embedder(name), sounds(4)) for name in ("torch", "openvino"))
+    expected, found = (maps_of(embedder(name), sounds(4)) for name in ("torch", engine))
     assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
@@ -63,7 +64,7 @@ def test_openvino_computes_in_the_precision_that_was_asked_for() -> None:
     assert str(engine._compiled.get_property("INFERENCE_PRECISION_HINT")) in ("f32", "<Type: 'float32'>")
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_threads_that_embed_at_once_change_no_byte(engine: str) -> None:
     waveforms = sounds(4)
     found = embedder(engine, streams=2)
@@ -99,3 +100,7 @@ def test_what_an_engine_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install openvino"):
         made("openvino", "fp32")
+    with pytest.raises(ValueError, match=r"pip install 'dawnchorus\[onnx\]'"):
+        made("onnxruntime", "fp32")
+    with pytest.raises(ValueError, match="in fp32, not on cpu in bf16"):
+        made("onnxruntime", "bf16")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.pipeline import in_order
+from shared.pipeline import in_order
 
 
 @settings(max_examples=25, deadline=None)
