@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from featurestore.numerics import numerics_of
-from shared.pipeline import in_order
 from featurestore.plan import Plan
 from featurestore.row_source import RowBatch, RowSource, batches_of
 from featurestore.stored_rows import StoredRows
@@ -21,6 +20,7 @@ from shared.audio import Finding
 from shared.commit import Commit, Run
 from shared.config import as_sections, differences
 from shared.embedder import Embedder
+from shared.pipeline import in_order
 from shared.shards import shard_bytes
 from shared.store import VIEWS, view_group
 from shared.store_writer import ArraySpec, StoreWriter

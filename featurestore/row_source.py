@@ -7,11 +7,11 @@ from itertools import islice
 
 import numpy as np
 
-from shared.pipeline import in_order
 from featurestore.plan import Plan
 from featurestore.stored_rows import StoredRow, StoredRows
 from shared.audio import ClipDecoder, Finding, to_int16
 from shared.clips import ClipGrid
+from shared.pipeline import in_order
 from shared.stage_clock import StageClock
 
 DECODE_DEPTH = 8  # clips of one recording that wait
