@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from shared.command_line import SET_HELP, UserError, one_line_errors
+from shared.command_line import SET_HELP, UserError, one_line_errors, stoppable_exit
 
 if TYPE_CHECKING:
     from featurestore.plan import Source
@@ -118,22 +116,11 @@ def build(
         prune=prune,
         break_lock=break_lock,
     )
-    with _stoppable_exit():
+    with stoppable_exit():
         is_sound = close(build_store(request, click.echo), click.echo)
     if strict and not is_sound:
         click.echo("--strict: some recordings are damaged or unreadable (named above)", err=True)
         sys.exit(1)
-
-
-@contextmanager
-def _stoppable_exit() -> Iterator[None]:
-    """End with the status that shells expect of a program that a signal stopped."""
-    from featurestore.stopping import Stopped
-
-    try:
-        yield
-    except Stopped as stopped:
-        sys.exit(stopped.exit_status)
 
 
 def _sections(
@@ -257,7 +244,7 @@ def repair(
     from featurestore.repair import repair_store
     from shared.clip_array import num_processors
 
-    with _stoppable_exit():
+    with stoppable_exit():
         left = repair_store(
             store, list(audio), click.echo, weights=weights, workers=workers or num_processors(),
             allow_mixed=allow_mixed, break_lock=break_lock,
@@ -282,7 +269,7 @@ def convert(source: Path, out: Path, break_lock: bool) -> None:
       featurestore convert features.zarr features.h5
     """
     from featurestore.containers import convert as convert_store
-    from featurestore.lock import locked
+    from shared.lock import locked
 
     with locked(out, break_lock=break_lock):
         convert_store(source, out)
@@ -337,7 +324,7 @@ def embed(
         allow_mixed=allow_mixed,
         break_lock=break_lock,
     )
-    with _stoppable_exit():
+    with stoppable_exit():
         close(embed_store(request, click.echo), click.echo)
 
 

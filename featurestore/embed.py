@@ -5,7 +5,6 @@ from pathlib import Path
 
 from featurestore.build import Builder, check_free_space, moves_rows, store_attributes
 from featurestore.containers import finish_container, work_folder
-from featurestore.lock import locked
 from featurestore.plan import Plan
 from featurestore.session import (
     Say,
@@ -15,11 +14,12 @@ from featurestore.session import (
     refuse_another_config,
     run_to_the_end,
 )
-from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.summary import stage_table
 from shared.command_line import size_text
 from shared.config import Sections, differences
+from shared.lock import locked
+from shared.stopping import stoppable
 from shared.store import TABLES, FeatureStore
 from shared.store_writer import StoreWriter
 

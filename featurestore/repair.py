@@ -11,11 +11,9 @@ import numpy as np
 from featurestore.build import Builder
 from featurestore.containers import finish_container, to_folder
 from featurestore.damage import UNFINISHED, Damage
-from featurestore.lock import locked
 from featurestore.plan import Plan
 from featurestore.row_source import RowBatch, RowSource
 from featurestore.session import Say, embedder_for
-from featurestore.stopping import stoppable
 from featurestore.store_plan import WaveformSource, plan_of_tables
 from featurestore.stored_rows import StoredRows
 from featurestore.verify import RECOVERY, find_audio, verify_folder, verify_store
@@ -28,7 +26,9 @@ from shared.documents import UNREADABLE, canonical, group_document, with_checksu
 from shared.embedder import choose_device
 from shared.features import FeatureConfig
 from shared.hdf5_files import Hdf5Files, read_seals
+from shared.lock import locked
 from shared.shards import ShardWriter, digest_of_rows
+from shared.stopping import stoppable
 from shared.store import files_of, parts_of
 from shared.store_writer import StoreWriter, recovery_document
 from shared.zarr_files import ZarrFiles

@@ -11,18 +11,18 @@ from tqdm import tqdm
 from featurestore.build import Builder, check_free_space, store_attributes
 from featurestore.containers import finish_container, folder_of, work_folder
 from featurestore.known import Known
-from featurestore.lock import locked
 from featurestore.plan import Plan, Source, join_sources, make_plan
 from featurestore.row_source import RowBatch
 from featurestore.seen import SeenFiles, seen_path
-from featurestore.stopping import Stopped, stoppable, stopping_only_at
 from featurestore.stored_rows import StoredRows
 from featurestore.summary import stage_table, store_facts, summary_text
 from featurestore.views import Views, ViewSections
 from shared.command_line import size_text
 from shared.embedder import Embedder
 from shared.features import FeatureConfig
+from shared.lock import locked
 from shared.metadata import Metadata
+from shared.stopping import Stopped, stoppable, stopping_only_at
 from shared.store import FeatureStore, files_of, is_hdf5, read_attributes
 from shared.store_writer import StoreWriter
 

@@ -1,7 +1,9 @@
 """What the two command lines have in common: errors in one line, exit status 2, tables."""
 
 import functools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import click
@@ -29,6 +31,17 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise UserError(str(error)) from error
 
     return wrapped
+
+
+@contextmanager
+def stoppable_exit() -> Iterator[None]:
+    """End with the status that shells expect of a program that a signal stopped."""
+    from shared.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        sys.exit(stopped.exit_status)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

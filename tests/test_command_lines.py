@@ -28,7 +28,9 @@ OPTIONS = {
     "--set --taxonomy --workers",
     "trainer finetune": "--config --device --features --init --out --resume --set --weights",
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
-    "trainer predict": "--audio --device --out --png --sample-submission --truth --weights RUN",
+    "trainer predict": "--audio --budget-minutes --clips --clips-per-species --device --engine --event-join "
+    "--event-min --event-pad --events --out --overlap --overwrite --png --sample-submission --smoothing "
+    "--threshold --truth --uncalibrated --weights RUNS",
 }
 
 
@@ -92,7 +94,7 @@ def bad_commands(tmp: Path) -> list[tuple[str, list[str], str]]:
         ("trainer", ["compare", str(tmp / "audio"), str(tmp)], "has no out_of_fold.csv"),
         ("trainer", ["evaluate", str(tmp / "audio")], "no run folder"),
         ("trainer", ["evaluate", str(tmp), "--audio", str(tmp)], "belong together"),
-        ("trainer", ["predict", str(tmp), "--audio", str(tmp), "--out", "x.csv"], "no run folder"),
+        ("trainer", ["predict", str(tmp), "--audio", str(tmp), "--out", "x.csv"], "holds no recordings"),
     ]
 
 

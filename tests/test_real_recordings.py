@@ -41,7 +41,10 @@ def test_the_birdclef_sample_becomes_a_submission(
     with sample.open(newline="") as file:
         assert header == next(csv.reader(file))
     values = np.array([row[1:] for row in rows], float)
-    assert (len(rows), len(header)) == (96, 183)
+    assert (len(rows), len(header)) == (99, 183)
+    assert [row[0] for row in rows[96:]] == [f"soundscape_1446779_{end}" for end in (5, 10, 15)]
+    assert np.ptp(values[96:], axis=0).max() == 0  # not there: the prior
+    rows, values = rows[:96], values[:96]
     assert [row[0] for row in rows[:2]] == ["1000170626_5", "1000170626_10"]
     assert rows[-1][0] == "1000389428_240"
     assert np.isfinite(values).all()

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from shared.command_line import SET_HELP, one_line_errors, text_table
+from shared.command_line import SET_HELP, one_line_errors
+from trainer.cli_results import DEVICES, WEIGHTS_HELP, compare, evaluate, predict
 
 if TYPE_CHECKING:
     from shared.store import FeatureStore
     from trainer.config import TrainConfig
-    from trainer.predict import Predictor
-    from trainer.run import Run
-
-DEVICES = click.Choice(["auto", "cpu", "cuda"])
-WEIGHTS_HELP = "Backbone weights, where the features were built from a file."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,6 +27,10 @@ def main() -> None:
       trainer evaluate runs/first
       trainer predict runs/first --audio soundscapes --out submission.csv
     """
+
+
+for command in (evaluate, compare, predict):
+    main.add_command(command)
 
 
 @main.command()
@@ -196,196 +195,3 @@ def finetune(
 
     tune = commands.read_tune_config(config_path, overrides)
     commands.finetune(features, init, tune, Way(out, resume, 1, click.echo), choose_device(device), weights)
-
-
-@main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--features",
-    type=click.Path(path_type=Path),
-    help="Default: the store that the run was trained on.",
-)
-@click.option(
-    "--audio",
-    type=click.Path(path_type=Path),
-    help="Score segments of these soundscapes as well; with --truth.",
-)
-@click.option(
-    "--truth",
-    type=click.Path(path_type=Path),
-    help="CSV of events: filename, species, start, stop (s).",
-)
-@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One flat JSON object per run.")
-@one_line_errors
-def evaluate(
-    runs: tuple[Path, ...], features: Path | None, audio: Path | None, truth: Path | None,
-    weights: str | None, device: str, as_json: bool,
-) -> None:  # fmt: skip
-    """Score the held-out recordings of one or several runs, with 95 % bootstrap intervals.
-
-    A recording's score is the mean of its clips' logits. Macro ROC-AUC is over the classes with
-    a positive, as in BirdCLEF 2024. With --audio and --truth, the segments of soundscapes are
-    scored against their events too; that interval takes segments as independent, and is too
-    narrow where neighbours are alike.
-
-    \b
-    Example:
-      trainer evaluate runs/chrononet runs/linear --json
-    """
-    from shared.embedder import choose_device
-    from trainer import evaluate_command as commands
-    from trainer.run import load_run, read_facts
-
-    if bool(audio) != bool(truth):
-        raise ValueError("--audio and --truth belong together: give both or none.")
-    if weights and not audio:
-        raise ValueError("--weights is for --audio: stored features need no backbone.")
-    torch_device = choose_device(device)
-    tables: dict[str, dict[str, Any]] = {}
-    for path in runs:
-        if read_facts(path).get("kind") == "folds":
-            if audio or features:
-                raise ValueError(
-                    f"{path} holds predictions of several heads: with --audio or --features name one head's "
-                    "run, as fold1 below a run of --folds."
-                )
-            tables[str(path)] = commands.folded_scores(path)
-            continue
-        run = load_run(path)
-        table = commands.held_out_scores(run, features, torch_device)
-        if audio and truth:
-            from trainer.predict import Predictor
-
-            segments = commands.segment_scores(Predictor(run, torch_device, weights), audio, truth)
-            table |= {f"segment_{name}": value for name, value in segments.items()}
-        tables[str(path)] = {"head": run.train.head.name + (", tuned" if run.tune else ""), **table}
-    if as_json:
-        for table in tables.values():
-            click.echo(json.dumps({k: None if v != v else v for k, v in table.items()}, indent=2))
-    else:
-        click.echo(commands.scores_text(tables))
-
-
-@main.command()
-@click.argument("run_a", type=click.Path(path_type=Path))
-@click.argument("run_b", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per figure.")
-@one_line_errors
-def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
-    """Ask whether run B is better than run A: a paired bootstrap over the recordings both held out.
-
-    A run is a folder of `trainer fit`, or any out_of_fold.csv of that form. A folder of several such
-    runs, one a seed, counts by the mean over them.
-
-    \b
-    Example:
-      trainer compare runs/linear runs/chrononet
-    """
-    import dataclasses
-
-    from tqdm import tqdm
-
-    from trainer.compare import compare_sides as compared
-    from trainer.metrics import BOOTSTRAP_SAMPLES
-    from trainer.out_of_fold import read_side
-
-    a, b = read_side(run_a), read_side(run_b)
-    with tqdm(total=BOOTSTRAP_SAMPLES, unit="sample", desc="comparing", leave=False) as bar:
-        num, found = compared(a, b, bar.update)
-    if as_json:
-        for one in found:
-            click.echo(json.dumps(dataclasses.asdict(one)))
-        return
-    rows = [
-        [one.figure, f"{one.a:.4f}", f"{one.b:.4f}", f"{one.b - one.a:+.4f}",
-         f"[{one.low:+.4f}, {one.high:+.4f}]", f"{one.share_better:.3f}", one.verdict]
-        for one in found
-    ]  # fmt: skip
-    header = ["figure", "A", "B", "B - A", "95 % interval", "samples with B better", "verdict"]
-    click.echo(f"A: {run_a}\nB: {run_b}\n{num} recordings\n{text_table(header, rows)}")
-
-
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--audio",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A recording, or a folder of them.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The submission, as in submission.csv.",
-)
-@click.option(
-    "--sample-submission",
-    type=click.Path(path_type=Path),
-    help="Gives columns, their order, and rows for a dry run.",
-)
-@click.option(
-    "--png",
-    type=click.Path(path_type=Path),
-    help="Folder for a picture per recording (needs matplotlib).",
-)
-@click.option(
-    "--truth",
-    type=click.Path(path_type=Path),
-    help="Events to underline in the pictures: filename, species, start, stop (s).",
-)
-@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@one_line_errors
-def predict(
-    run: Path, audio: Path, out: Path, sample_submission: Path | None, png: Path | None,
-    truth: Path | None, weights: str | None, device: str,
-) -> None:  # fmt: skip
-    """Write a row of probabilities for every 5-second segment of every recording.
-
-    \b
-    Example:
-      trainer predict runs/first --audio unlabeled_soundscapes --out submission.csv \\
-          --sample-submission sample_submission.csv
-    """
-    from tqdm import tqdm
-
-    from shared.embedder import choose_device
-    from trainer.predict import (
-        Predictor,
-        find_recordings,
-        read_sample_submission,
-        write_submission,
-    )
-    from trainer.run import load_run
-
-    if truth and not png:
-        raise ValueError("--truth is for the pictures of --png: give both.")
-    opened: Run = load_run(run)
-    sample = read_sample_submission(sample_submission) if sample_submission else None
-    recordings = find_recordings(audio)
-    if not recordings and sample is None:
-        raise ValueError(f"{audio} holds no recordings; for a dry run give --sample-submission.")
-    predictor = Predictor(opened, choose_device(device), weights)
-    with tqdm(total=len(recordings), unit="recording", desc="predicting") as bar:
-        report = write_submission(predictor, recordings, out, sample, bar.update)
-    click.echo(f"{out}: {report.num_rows} rows from {report.num_recordings} recordings")
-    for remark in report.remarks:
-        click.echo(f"  {remark}", err=True)
-    if png:
-        _draw(predictor, recordings, png, truth)
-
-
-def _draw(predictor: Predictor, recordings: list[Path], folder: Path, truth: Path | None) -> None:
-    from trainer.evaluate import read_events
-    from trainer.figure import draw_recording
-
-    events = read_events(truth) if truth else None
-    for path in recordings:
-        here = events[events["stem"] == path.stem] if events is not None else None
-        try:
-            click.echo(f"  {draw_recording(predictor, path, folder, here)}")
-        except ValueError as error:
-            click.echo(f"  no picture of {path.name}: {error}", err=True)

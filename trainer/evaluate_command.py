@@ -9,12 +9,14 @@ import torch
 
 from shared.command_line import text_table
 from shared.store import FeatureStore
+from trainer.ensemble import Opening, open_ensemble
 from trainer.evaluate import read_events, segment_truth, validation_scores
 from trainer.folded import head_name, out_of_fold_figures
 from trainer.loop import Precision
 from trainer.metrics import Scores
 from trainer.out_of_fold import read_out_of_fold
-from trainer.predict import Predictor, find_recordings
+from trainer.predict import Predictor
+from trainer.recordings import find_recordings
 from trainer.run import Run
 
 
@@ -31,28 +33,30 @@ def folded_scores(path: Path) -> dict[str, Any]:
     return {"head": head_name(path), **out_of_fold_figures(table, interval=True)}
 
 
-def segment_scores(predictor: Predictor, audio: Path, truth: Path) -> dict[str, Any]:
+def segment_scores(
+    run: Path, device: torch.device, weights: str | None, audio: Path, truth: Path
+) -> dict[str, Any]:
     """Score the segments of soundscapes against their events.
 
     Raises:
         ValueError: no recording can be read.
     """
-
+    predictor = Predictor(open_ensemble([run], Opening(device, weights, calibrated=False)))
+    ensemble = predictor.ensemble
+    recordings = find_recordings(audio)
     row_ids: list[str] = []
     scores: list[np.ndarray] = []
-    for path in find_recordings(audio):
-        try:
-            decoder = predictor.open(path)
-        except ValueError as error:
-            click.echo(f"{path.name} is left out: {error}", err=True)
-            continue
-        parts = [segments.clip_wise for segments in predictor.segments(decoder)]
-        row_ids += [predictor.row_id(path, number) for number in range(sum(map(len, parts)))]
-        scores += parts
-    if not scores:
+    for piece in predictor.pieces([recording.path for recording in recordings]):
+        recording = recordings[piece.number]
+        heard = piece.valid_samples > 0
+        numbers = piece.first_segment + np.flatnonzero(heard)
+        row_ids += [recording.row_id(int(number), ensemble.segment_seconds) for number in numbers]
+        scores.append(piece.segments[heard])
+        if piece.finding is not None and piece.finding.reasons:
+            click.echo(f"{recording.relative}: {'; '.join(piece.finding.reasons)}", err=True)
+    if not row_ids:
         raise ValueError(f"{audio} holds no recordings that can be read.")
-    species = predictor.run.taxonomy.species
-    events = segment_truth(read_events(truth), row_ids, species, predictor.segment_seconds)
+    events = segment_truth(read_events(truth), row_ids, ensemble.taxonomy.species, ensemble.segment_seconds)
     return Scores(np.concatenate(scores), events, np.ones_like(events)).table(interval=True)
 
 

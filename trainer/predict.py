@@ -1,283 +1,251 @@
-"""Recordings of any length, streamed, into one row of probabilities per segment."""
+"""Recordings of any length, streamed through an ensemble, into probabilities per segment and per frame."""
 
-import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
-import torch
-from jaxtyping import Float32
-from torch import nn
+from jaxtyping import Float32, Int64
+from scipy.special import expit
 
-from shared.audio import AUDIO_SUFFIXES, Clip, ClipDecoder, read_header, to_int16
-from shared.backbone import Backbone
-from shared.clips import ClipGrid
-from shared.config import differences
-from shared.embedder import Embedder
-from shared.prefetch import prefetched
-from trainer.data import frame_mask
-from trainer.network import Network
-from trainer.run import Run
+from shared.audio import AudioHeader, ClipDecoder, Finding, read_header, to_int16
+from shared.clip_array import num_processors
+from shared.pipeline import in_order
+from shared.stage_clock import StageClock
+from trainer.ensemble import Ensemble, Logits
+from trainer.stitching import Stitcher, Stretch
 
-MIN_TAIL_SECONDS = 1.0
+DECODE_DEPTH = 2  # chunks of one recording's windows that wait
+CHUNK_WINDOWS = 8
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Probabilities of consecutive segments of one recording.
+class Level:
+    """How much is spent on a recording: the hop between its windows, and how many of the scorers."""
 
-    clip_wise: (B, K); frame_wise: (B, T, K); valid_samples: (B,).
+    hop_samples: int
+    num_scorers: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a recording, in order; the last one has the finding and the duration.
+
+    number: the recording's, in the order in which they were given.
+    segments: (n, K) probabilities from `first_segment` on; valid_samples: (n,), 0 where nothing could be
+        decoded.
+    frames: (m, K) probabilities from `first_frame` on, 0 where nothing could be decoded.
+    num_windows: how many windows it took.
     """
 
-    clip_wise: Float32[np.ndarray, "b k"]
-    frame_wise: Float32[np.ndarray, "b t k"]
-    valid_samples: np.ndarray
+    number: int
+    level: Level
+    first_segment: int
+    segments: Float32[np.ndarray, "n k"]
+    valid_samples: Int64[np.ndarray, " n"]
+    first_frame: int
+    frames: Float32[np.ndarray, "m k"]
+    num_windows: int
+    finding: Finding | None = None
+    duration_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Window:
+    number: int
+    start: int
+    valid: int
+
+
+@dataclass(frozen=True)
+class _End:
+    """A recording's last window is behind it."""
+
+    number: int
+    level: Level
+    finding: Finding
+    num_segments: int
+    num_samples: int
+
+
+@dataclass
+class _Chunk:
+    """Windows of one recording, decoded: int16 samples (n, S); or its end."""
+
+    level: Level
+    waveforms: list[np.ndarray]
+    marks: list[_Window | _End]
 
 
 class Predictor:
-    """A run with the front end and backbone that its features were made with."""
+    """An ensemble over recordings, with windows that overlap, and smoothing over neighbouring segments.
 
-    def __init__(self, run: Run, device: torch.device, weights: str | None = None) -> None:
-        """Load the backbone, from `weights` where it is given.
+    overlap: the share of a window that the next one covers too; the hop must be whole frames, so that
+        windows meet frame by frame.
+    smoothing: what each neighbouring segment counts against the segment itself, 0..1.
+    """
+
+    def __init__(self, ensemble: Ensemble, overlap: float = 0.0, smoothing: float = 0.0) -> None:
+        """Check the settings.
 
         Raises:
-            ValueError: the backbone's weights are not the ones the run was trained on.
+            ValueError: names the overlaps that there are.
         """
-        self.stage = str(run.facts["stage"])
-        backbone = replace(run.features.backbone, stages=(self.stage,))
-        if weights:
-            backbone = replace(backbone, weights=weights)
-        self.run = run
-        own, head = _own_backbone(run, device)
-        if own is not None and weights:
-            raise ValueError(f"--weights: {run.path} holds a backbone of its own, which was trained.")
-        self.embedder = Embedder(replace(run.features, backbone=backbone), device, backbone=own)
-        self.frame_hop = self.embedder.frame_hops[self.stage]
-        lines = differences(
-            *map(_what_a_head_sees, (run.facts["fingerprint_of"], self.embedder.fingerprint_of))
-        )
-        if lines and own is None:
+        self.ensemble, self.overlap, self.smoothing = ensemble, overlap, smoothing
+        self.clock = StageClock()
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"--smoothing is a weight in 0..1, got {smoothing:g}.")
+        clip, frame = ensemble.grid.clip_samples, ensemble.frame_hop
+        hop = round(clip * (1 - overlap))
+        if not 0 <= overlap < 1 or (overlap and hop % frame):
+            fitting = [1 - hop / clip for hop in range(frame, clip, frame)]
             raise ValueError(
-                f"{run.path} was trained on other features (run -> now): {'; '.join(lines)}. "
-                "Give the backbone's weights file with --weights FILE."
+                f"--overlap {overlap:g}: windows must be moved by whole frames; here that is one of "
+                f"0, {', '.join(f'{share:.4g}' for share in reversed(fitting))}."
             )
-        self._head = head.to(device).eval()
-        self._device = device
-        base = run.features.clips.grid()
-        self.grid = ClipGrid(
-            sample_rate_hz=base.sample_rate_hz,
-            clip_samples=base.clip_samples,
-            hop_samples=base.clip_samples,
-            min_tail_samples=round(MIN_TAIL_SECONDS * base.sample_rate_hz),
-        )
+        self.full = Level(hop, len(ensemble.scorers))
 
-    @property
-    def segment_seconds(self) -> float:
-        """Length of a segment: a clip."""
-        return self.grid.clip_samples / self.grid.sample_rate_hz
-
-    def open(self, path: Path) -> ClipDecoder:
-        """Return the decoder of a recording's segments; after the last one it tells what it found.
+    def header(self, path: Path) -> tuple[AudioHeader, int]:
+        """Return a recording's header, and how many segments it has.
 
         Raises:
             ValueError: the recording cannot be read.
         """
-        return ClipDecoder(path, read_header(path), self.grid)
+        header, grid = read_header(path), self.ensemble.grid
+        return header, len(grid.starts(grid.resampled_length(header.num_frames, header.sample_rate_hz)))
 
-    def segments(self, decoder: ClipDecoder) -> Iterator[Segments]:
-        """Yield the recording's segments in batches, in bounded memory."""
-        for clips in prefetched(_grouped(iter(decoder), self.embedder.batch_clips)):
-            yield self._score(clips)
+    def pieces(self, paths: Iterable[Path], level: Callable[[int], Level] | None = None) -> Iterator[Piece]:
+        """Yield all recordings' pieces in order, in bounded memory, while threads work ahead.
 
-    def row_id(self, path: Path, segment: int) -> str:
-        """Return the id of a recording's segment, counted from 0: the stem and its end second."""
-        return f"{path.stem}_{(segment + 1) * self.segment_seconds:g}"
-
-    @torch.inference_mode()
-    def _score(self, clips: list[Clip]) -> Segments:
-        waveforms = np.stack([to_int16(clip.samples)[0] for clip in clips])
-        valid = np.array([clip.valid_samples for clip in clips])
-        maps = self.embedder.embed(waveforms).maps[self.stage]
-        mask = frame_mask(valid, frame_hop=self.frame_hop, num_frames=maps.shape[3])
-        output = self._head(
-            torch.from_numpy(maps).to(self._device).float(), torch.from_numpy(mask).to(self._device)
+        level: told a recording's number as it is begun, says what to spend on it.
+        """
+        streams = self.ensemble.scorers[0].embedder.streams
+        begun = ((number, path, level(number) if level else self.full) for number, path in enumerate(paths))
+        cores = num_processors()
+        decoded = in_order(
+            lambda one: self._decode(*one), begun, workers=cores, ahead=2 * cores, depth=DECODE_DEPTH
         )
-        return Segments(
-            output.clip_wise.float().sigmoid().cpu().numpy(),
-            output.frame_wise.float().sigmoid().cpu().numpy(),
-            valid,
-        )
-
-
-def _own_backbone(run: Run, device: torch.device) -> tuple[Backbone | None, nn.Module]:
-    """Return a run's own trained backbone, ready for an engine, and the head behind it."""
-    if not isinstance(run.model, Network):
-        return None, run.model
-    return run.model.folded_backbone().to(device), run.model.head
-
-
-def _what_a_head_sees(fingerprint_of: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what changes maps by their last bits only, and the stages that a head does not read."""
-    backbone = {
-        key: value for key, value in fingerprint_of["backbone"].items() if key not in ("engine", "stages")
-    }
-    return fingerprint_of | {"backbone": backbone}
-
-
-def _grouped(clips: Iterator[Clip], size: int) -> Iterator[list[Clip]]:
-    group: list[Clip] = []
-    for clip in clips:
-        group.append(clip)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def find_recordings(audio: Path) -> list[Path]:
-    """Return the audio files of a folder and its sub-folders, sorted, or the one file given.
-
-    Raises:
-        ValueError: nothing there, or two files whose row ids would be the same.
-    """
-    if audio.is_file():
-        return [audio]
-    if not audio.is_dir():
-        raise ValueError(f"{audio} does not exist.")
-    files = sorted(path for path in audio.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    by_stem: dict[str, Path] = {}
-    for path in files:
-        if path.stem in by_stem:
-            raise ValueError(
-                f"{by_stem[path.stem]} and {path} would get the same row ids; rename one of them."
+        with closing(decoded):  # type: ignore[type-var]
+            batches = _packed(decoded, self.ensemble.batch_clips)
+            scored = in_order(
+                lambda batch: [(batch, self._scored(batch))], batches, workers=streams, ahead=2 * streams
             )
-        by_stem[path.stem] = path
-    return files
+            with closing(scored):  # type: ignore[type-var]
+                yield from self._assembled(scored)
 
+    def recording(self, path: Path) -> Iterator[Piece]:
+        """Yield one recording's pieces."""
+        return self.pieces([path])
 
-@dataclass(frozen=True)
-class SampleSubmission:
-    """A sample submission: its species columns in order, and its rows as written."""
+    def _decode(self, number: int, path: Path, level: Level) -> Iterator[_Chunk]:
+        grid = replace(self.ensemble.grid, hop_samples=level.hop_samples)
+        try:
+            header, num_segments = self.header(path)
+        except (ValueError, OSError) as error:
+            yield _Chunk(level, [], [_End(number, level, Finding("unreadable", (str(error),)), 0, 0)])
+            return
+        decoder = ClipDecoder(path, header, grid)
+        chunk, start = _Chunk(level, [], []), 0
+        windows = iter(decoder)
+        while True:
+            with self.clock.measured("decode"):
+                clip = next(windows, None)
+            if clip is None:
+                break
+            chunk.waveforms.append(to_int16(clip.samples)[0])
+            chunk.marks.append(_Window(number, start, clip.valid_samples))
+            start += level.hop_samples
+            if len(chunk.marks) == CHUNK_WINDOWS:
+                yield chunk
+                chunk = _Chunk(level, [], [])
+        samples = grid.resampled_length(decoder.num_decoded, header.sample_rate_hz)
+        chunk.marks.append(_End(number, level, decoder.finding, num_segments, samples))
+        yield chunk
 
-    species: tuple[str, ...]
-    rows: dict[str, list[str]]
+    def _scored(self, batch: _Chunk) -> Logits | None:
+        if not batch.waveforms:
+            return None
+        valid = np.array([mark.valid for mark in batch.marks if isinstance(mark, _Window)])
+        return self.ensemble.score(np.stack(batch.waveforms), valid, batch.level.num_scorers)
 
-
-def read_sample_submission(path: Path) -> SampleSubmission:
-    """Read header and rows.
-
-    Raises:
-        ValueError: the first column is not row_id.
-    """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if header[:1] != ["row_id"]:
-            raise ValueError(f"{path} is no sample submission: its first column must be row_id.")
-        if len(header) < 2:
-            raise ValueError(f"{path} is no sample submission: it has no column for a species.")
-        return SampleSubmission(tuple(header[1:]), {row[0]: row[1:] for row in rows if row})
-
-
-@dataclass
-class Report:
-    """What a prediction run wrote and what it could not."""
-
-    num_recordings: int = 0
-    num_rows: int = 0
-    remarks: tuple[str, ...] = ()
-
-
-def write_submission(
-    predictor: Predictor,
-    recordings: list[Path],
-    out: Path,
-    sample: SampleSubmission | None,
-    recording_done: Callable[[int], object],
-) -> Report:
-    """Write row_id and a probability per species for every segment of every recording.
-
-    Every whole segment gets a row, and a trailing part of at least a second too unless a sample
-    submission is given that has no such row. A segment of which nothing could be decoded gets
-    none. Rows that the sample has for a recording and that were not predicted keep the sample's
-    values. Without any recording the sample's rows are written, so that a dry run gets a valid
-    file.
-    """
-    species = sample.species if sample else predictor.run.taxonomy.species
-    report = Report()
-    temporary = out.with_name(f".{out.name}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = _RowWriter(file, predictor, species, sample)
-        report.remarks += writer.remarks
-        for path in recordings:
-            try:
-                problems = writer.write_recording(path)
-            except (ValueError, OSError) as error:
-                problems = [str(error)]
-            if problems:
-                report.remarks += (f"{path.name}: {'; '.join(problems)}",)
-            recording_done(1)
-        writer.write_rest({path.stem for path in recordings} if recordings else None)
-        report.num_rows, report.num_recordings = writer.num_rows, len(recordings)
-        if writer.num_from_sample:
-            report.remarks += (f"{writer.num_from_sample} rows keep the sample submission's values",)
-    temporary.replace(out)
-    return report
-
-
-class _RowWriter:
-    """Writes rows in the submission's column order and knows which rows are there."""
-
-    def __init__(
-        self,
-        file: TextIO,
-        predictor: Predictor,
-        species: tuple[str, ...],
-        sample: SampleSubmission | None,
-    ) -> None:
-        self._csv = csv.writer(file, lineterminator="\n")
-        self._csv.writerow(["row_id", *species])
-        self._predictor, self._sample = predictor, sample
-        column = predictor.run.taxonomy.column
-        self._columns = np.array([column.get(code, -1) for code in species])
-        self._written: set[str] = set()
-        self.num_rows, self.num_from_sample = 0, 0
-        self.remarks: tuple[str, ...] = ()
-        absent = [code for code in species if code not in column]
-        if absent:
-            self.remarks += (f"the run knows nothing of {', '.join(absent)}: 0 in every row",)
-        unasked = [code for code in column if code not in set(species)]
-        if unasked:
-            self.remarks += (f"not in the sample submission, left out: {', '.join(unasked)}",)
-
-    def write_recording(self, path: Path) -> list[str]:
-        """Write the rows of a recording; return what was wrong with it."""
-        decoder = self._predictor.open(path)
-        segment = 0
-        for segments in self._predictor.segments(decoder):
-            for probabilities, valid in zip(segments.clip_wise, segments.valid_samples, strict=True):
-                row_id = self._predictor.row_id(path, segment)
-                segment += 1
-                is_tail = valid < self._predictor.grid.clip_samples
-                if not valid or (is_tail and self._sample and row_id not in self._sample.rows):
+    def _assembled(self, scored: Iterator[tuple[_Chunk, Logits | None]]) -> Iterator[Piece]:
+        ensemble = self.ensemble
+        num_classes = len(ensemble.taxonomy)
+        stitcher = Stitcher(ensemble.grid, ensemble.frame_hop, num_classes)
+        smoother, num_windows = _Smoother(self.smoothing, num_classes), 0
+        for batch, logits in scored:
+            place, last = 0, None
+            for mark in batch.marks:
+                if isinstance(mark, _Window):
+                    assert logits is not None
+                    stitcher.add(mark.start, mark.valid, logits.clip_wise[place], logits.frame_wise[place])
+                    place, last, num_windows = place + 1, mark, num_windows + 1
                     continue
-                values = np.where(self._columns >= 0, probabilities[self._columns], 0.0)
-                self._write(row_id, [f"{value:.6g}" for value in values])
-        return decoder.problems
+                stretch = stitcher.take_rest(mark.num_segments, mark.num_samples)
+                piece = _piece(mark.number, mark.level, smoother.through(stretch, is_last=True), num_windows)
+                seconds = mark.num_samples / ensemble.grid.sample_rate_hz
+                yield replace(piece, finding=mark.finding, duration_seconds=seconds)
+                stitcher = Stitcher(ensemble.grid, ensemble.frame_hop, num_classes)
+                smoother, num_windows, last = _Smoother(self.smoothing, num_classes), 0, None
+            if last is not None:  # windows to come begin after the last one
+                stretch = stitcher.take(last.start + batch.level.hop_samples)
+                yield _piece(last.number, batch.level, smoother.through(stretch, is_last=False), num_windows)
+                num_windows = 0
 
-    def _write(self, row_id: str, values: list[str]) -> None:
-        self._csv.writerow([row_id, *values])
-        self._written.add(row_id)
-        self.num_rows += 1
 
-    def write_rest(self, stems: set[str] | None) -> None:
-        """Write the sample's rows of these recordings, or all of them, that are still missing."""
-        for row_id, values in (self._sample.rows if self._sample else {}).items():
-            known = stems is None or row_id.rpartition("_")[0] in stems
-            if known and row_id not in self._written:
-                self._write(row_id, values)
-                self.num_from_sample += 1
+def _piece(number: int, level: Level, stretch: Stretch, num_windows: int) -> Piece:
+    """Turn frames into probabilities too; what was not heard has none."""
+    return Piece(
+        number, level, stretch.first_segment, stretch.segments, stretch.valid_samples,
+        stretch.first_frame, np.nan_to_num(expit(stretch.frames)), num_windows,
+    )  # fmt: skip
+
+
+class _Smoother:
+    """Segments' probabilities, each averaged with its neighbours, held back until the next one is there."""
+
+    def __init__(self, weight: float, num_classes: int) -> None:
+        self._weight = np.float32(weight)
+        self._before = np.full((1, num_classes), np.nan, np.float32)
+        self._held = np.zeros((0, num_classes), np.float32)
+        self._held_valid = np.zeros(0, np.int64)
+
+    def through(self, stretch: Stretch, *, is_last: bool) -> Stretch:
+        """Return the stretch with its segments as probabilities, smoothed; nan where none was heard."""
+        given = expit(stretch.segments)
+        if not self._weight:
+            return replace(stretch, segments=given)
+        known = np.concatenate([self._held, given])
+        valid = np.concatenate([self._held_valid, stretch.valid_samples])
+        num = len(known) if is_last else max(0, len(known) - 1)
+        nothing = np.full_like(self._before, np.nan)
+        around = np.concatenate([self._before, known, nothing])
+        parts = np.stack([around[:-2], around[1:-1], around[2:]])[:, :num]
+        weights = np.array([self._weight, 1, self._weight], np.float32)[:, None, None] * ~np.isnan(parts)
+        smooth = np.where(np.isnan(parts[1]), np.nan, (np.nan_to_num(parts) * weights).sum(0))
+        smooth = (smooth / np.maximum(weights.sum(0), 1e-9)).astype(np.float32)
+        first = stretch.first_segment - len(self._held)
+        if num:
+            self._before = known[num - 1 : num]
+        self._held, self._held_valid = known[num:], valid[num:]
+        return replace(stretch, first_segment=first, segments=smooth, valid_samples=valid[:num])
+
+
+def _packed(chunks: Iterable[_Chunk], size: int) -> Iterator[_Chunk]:
+    """Yield batches of at most `size` windows of one level, over the borders of recordings."""
+    batch: _Chunk | None = None
+    for chunk in chunks:
+        waveforms = iter(chunk.waveforms)
+        for mark in chunk.marks:
+            is_full = batch is not None and (batch.level != chunk.level or len(batch.waveforms) == size)
+            if batch is not None and isinstance(mark, _Window) and is_full:
+                yield batch
+                batch = None
+            if batch is None:
+                batch = _Chunk(chunk.level, [], [])
+            batch.marks.append(mark)
+            if isinstance(mark, _Window):
+                batch.waveforms.append(next(waveforms))
+    if batch is not None:
+        yield batch

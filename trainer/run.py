@@ -9,18 +9,22 @@ network.safetensors     in place of head.safetensors, where the backbone was tra
 checkpoint.safetensors  only while it trains: what --resume goes on from
 """
 
+import csv
 import json
 import tomllib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from shared.config import as_sections, parse_config, write_toml
+from shared.documents import UNREADABLE
 from shared.features import FeatureConfig
 from shared.taxonomy import Taxonomy, read_taxonomy, write_taxonomy
 from trainer.config import TrainConfig, TuneConfig
@@ -202,6 +206,24 @@ def load_run(path: Path) -> Run:
         raise ValueError(f"{path}/{name} does not fit config.toml and taxonomy.csv.") from error
     _refuse_not_finite(tensors, f"train {path} again")
     return Run(path, train, features, taxonomy, model.eval(), facts, tune)
+
+
+def species_prior(path: Path, taxonomy: Taxonomy) -> np.ndarray:
+    """Return each species' share of a run's recordings by their first primary label (K,).
+
+    With one more recording of every species, so that none is impossible.
+
+    Raises:
+        ValueError: the run's split.csv is missing or damaged.
+    """
+    try:
+        with (path / "split.csv").open(newline="", encoding="utf-8") as file:
+            labels = [row["primary_label"] for row in csv.DictReader(file)]
+    except UNREADABLE as error:
+        raise ValueError(f"{path}/split.csv is missing or damaged: {error}.") from error
+    counts = Counter(labels)
+    shares = np.array([counts[code] + 1 for code in taxonomy.species], np.float32)
+    return shares / np.float32(len(labels) + len(taxonomy))
 
 
 def _parse(

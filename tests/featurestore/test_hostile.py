@@ -225,7 +225,7 @@ def test_an_unfinished_hdf5_store_says_so(
 
 
 def test_a_store_has_one_lock_by_whatever_name(build_tiny: BuildTiny, tmp_path: Path) -> None:
-    from featurestore.lock import locked
+    from shared.lock import locked
 
     store = build_tiny()
     (tmp_path / "link.zarr").symlink_to(store)

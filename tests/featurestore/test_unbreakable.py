@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from featurestore.lock import locked
 from featurestore.verify import verify_store
 from shared.audio import ClipDecoder
 from shared.embedder import Embedder
+from shared.lock import locked
 from shared.store import FeatureStore
 
 BuildTiny = Callable[..., Path]

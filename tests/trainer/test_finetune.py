@@ -27,13 +27,13 @@ from shared.mel import MelConfig
 from shared.store import FeatureStore
 from trainer.config import FinetuneConfig, HeadConfig, LossConfig
 from trainer.data import all_batches
+from trainer.ensemble import Opening, open_ensemble
 from trainer.evaluate import data_of
 from trainer.finetune import tuning_optimiser
 from trainer.heads import Head
 from trainer.loop import Precision, Training, score_clips, warmup_cosine
 from trainer.mixup import Batch
 from trainer.network import Network, make_network
-from trainer.predict import Predictor
 from trainer.run import load_run
 
 Run = Callable[..., Result]
@@ -156,7 +156,8 @@ def test_trained_batch_norms_learn_their_statistics_and_predict_folded(
     assert moved == {n for n in found if "running_mean" in n and n.startswith("backbone.parts.0.8.")}
     assert moved
     clips = FeatureStore(store).array("waveforms").read(np.arange(4))
-    maps = Predictor(run, CPU).embedder.embed(clips).maps[run.facts["stage"]]
+    ensemble = open_ensemble([out], Opening(CPU))
+    maps = ensemble.scorers[0].embedder.embed(clips).maps[run.facts["stage"]]
     with torch.no_grad():
         images = run.model.front_end(torch.from_numpy(clips).float() / 32768)
         expected = run.model.backbone(images)[-1].numpy()

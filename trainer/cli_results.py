@@ -1,0 +1,190 @@
+"""The commands of `trainer` that use what was trained. Heavy imports live inside the commands."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.command_line import one_line_errors, stoppable_exit, text_table
+
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+ENGINES = click.Choice(["auto", "torch", "onnxruntime", "openvino"])
+WEIGHTS_HELP = "Backbone weights, where the features were built from a file."
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="Default: the store that the run was trained on.",
+)
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path),
+    help="Score segments of these soundscapes as well; with --truth.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="CSV of events: filename, species, start, stop (s).",
+)
+@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One flat JSON object per run.")
+@one_line_errors
+def evaluate(
+    runs: tuple[Path, ...], features: Path | None, audio: Path | None, truth: Path | None,
+    weights: str | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Score the held-out recordings of one or several runs, with 95 % bootstrap intervals.
+
+    A recording's score is the mean of its clips' logits. Macro ROC-AUC is over the classes with
+    a positive, as in BirdCLEF 2024. With --audio and --truth, the segments of soundscapes are
+    scored against their events too; that interval takes segments as independent, and is too
+    narrow where neighbours are alike.
+
+    \b
+    Example:
+      trainer evaluate runs/chrononet runs/linear --json
+    """
+    from shared.embedder import choose_device
+    from trainer import evaluate_command as commands
+    from trainer.run import load_run, read_facts
+
+    if bool(audio) != bool(truth):
+        raise ValueError("--audio and --truth belong together: give both or none.")
+    if weights and not audio:
+        raise ValueError("--weights is for --audio: stored features need no backbone.")
+    torch_device = choose_device(device)
+    tables: dict[str, dict[str, Any]] = {}
+    for path in runs:
+        if read_facts(path).get("kind") == "folds":
+            if audio or features:
+                raise ValueError(
+                    f"{path} holds predictions of several heads: with --audio or --features name one head's "
+                    "run, as fold1 below a run of --folds."
+                )
+            tables[str(path)] = commands.folded_scores(path)
+            continue
+        run = load_run(path)
+        table = commands.held_out_scores(run, features, torch_device)
+        if audio and truth:
+            segments = commands.segment_scores(path, torch_device, weights, audio, truth)
+            table |= {f"segment_{name}": value for name, value in segments.items()}
+        tables[str(path)] = {"head": run.train.head.name + (", tuned" if run.tune else ""), **table}
+    if as_json:
+        for table in tables.values():
+            click.echo(json.dumps({k: None if v != v else v for k, v in table.items()}, indent=2))
+    else:
+        click.echo(commands.scores_text(tables))
+
+
+@click.command()
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per figure.")
+@one_line_errors
+def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
+    """Ask whether run B is better than run A: a paired bootstrap over the recordings both held out.
+
+    A run is a folder of `trainer fit`, or any out_of_fold.csv of that form. A folder of several such
+    runs, one a seed, counts by the mean over them.
+
+    \b
+    Example:
+      trainer compare runs/linear runs/chrononet
+    """
+    import dataclasses
+
+    from tqdm import tqdm
+
+    from trainer.compare import compare_sides as compared
+    from trainer.metrics import BOOTSTRAP_SAMPLES
+    from trainer.out_of_fold import read_side
+
+    a, b = read_side(run_a), read_side(run_b)
+    with tqdm(total=BOOTSTRAP_SAMPLES, unit="sample", desc="comparing", leave=False) as bar:
+        num, found = compared(a, b, bar.update)
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(dataclasses.asdict(one)))
+        return
+    rows = [
+        [one.figure, f"{one.a:.4f}", f"{one.b:.4f}", f"{one.b - one.a:+.4f}",
+         f"[{one.low:+.4f}, {one.high:+.4f}]", f"{one.share_better:.3f}", one.verdict]
+        for one in found
+    ]  # fmt: skip
+    header = ["figure", "A", "B", "B - A", "95 % interval", "samples with B better", "verdict"]
+    click.echo(f"A: {run_a}\nB: {run_b}\n{num} recordings\n{text_table(header, rows)}")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("--audio", required=True, type=PATH, help="A recording, or a folder of them.")
+@click.option("--out", required=True, type=PATH, help="The submission, as in submission.csv.")
+@click.option("--sample-submission", type=PATH, help="Gives columns, their order, and rows for a dry run.")
+@click.option(
+    "--overlap", default=0.0, show_default=True, help="Share of a window that the next one covers too."
+)
+@click.option(
+    "--smoothing", default=0.0, show_default=True, help="What a neighbouring segment counts against its own."
+)
+@click.option(
+    "--engine",
+    type=ENGINES,
+    default="auto",
+    show_default=True,
+    help="What runs the backbone; auto: as the config says.",
+)
+@click.option(
+    "--budget-minutes", default=0.0, help="Be done by then: sheds overlap, then backbones, then recordings."
+)
+@click.option(
+    "--events",
+    type=click.Choice(["csv", "raven", "audacity"]),
+    multiple=True,
+    help="Events too, beside the submission. May be repeated.",
+)
+@click.option("--threshold", type=float, help="Of events, for all species; default: the run's own, or 0.5.")
+@click.option("--event-join", default=0.0, help="Seconds: gaps in an event up to this are closed.")
+@click.option("--event-min", default=0.0, help="Seconds: shorter events are left out.")
+@click.option("--event-pad", default=0.0, help="Seconds added before and behind an event.")
+@click.option("--clips", type=PATH, help="Folder for the best detections of each species, as wav files.")
+@click.option("--clips-per-species", default=20, show_default=True, help="How many of them.")
+@click.option("--uncalibrated", is_flag=True, help="Ignore the runs' calibrations and thresholds.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where --out was begun otherwise.")
+@click.option("--png", type=PATH, help="Folder for a picture per recording (needs matplotlib).")
+@click.option(
+    "--truth", type=PATH, help="Events to underline in the pictures: filename, species, start, stop (s)."
+)
+@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@one_line_errors
+def predict(
+    event_join: float, event_min: float, event_pad: float, uncalibrated: bool, **options: Any
+) -> None:
+    """Write a row of probabilities for every 5-second segment of every recording, and events.
+
+    Several RUNS, and the folds of one, are averaged as logits. What was done is kept in .OUT.parts: the
+    same command goes on behind a kill, and with recordings that came since. From the first second
+    the submission is whole: what is not reached, or cannot be read, has the species' prior.
+
+    \b
+    Example:
+      trainer predict runs/first --audio unlabeled_soundscapes --out submission.csv \\
+          --sample-submission sample_submission.csv
+      trainer predict runs/all --audio recorder --out week.csv --events raven --clips heard --overlap 0.5
+    """
+    began = time.monotonic()
+    from trainer.events import EventRules
+    from trainer.predict_command import PredictRequest, predict_recordings
+
+    rules = EventRules(join=event_join, shortest=event_min, pad=event_pad)
+    with stoppable_exit():
+        predict_recordings(PredictRequest(rules=rules, calibrated=not uncalibrated, began=began, **options))

@@ -1,0 +1,152 @@
+"""`trainer predict`: what its options mean together, and what it says."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from shared.embedder import choose_device
+from shared.lock import locked
+from shared.stopping import stopping_only_at
+from trainer.clip_files import num_clips, write_clips
+from trainer.ensemble import Ensemble, Opening, identity_of, open_ensemble
+from trainer.event_tables import FORMATS, Band, Detections, event_path
+from trainer.events import EventRules
+from trainer.parts import Parts
+from trainer.predict import Predictor
+from trainer.prediction_job import PredictionJob, Report, job_facts
+from trainer.recordings import Recording, find_recordings
+from trainer.submission import Layout, read_sample_submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """The options of `trainer predict`; began: when the program began, by time.monotonic."""
+
+    runs: tuple[Path, ...]
+    audio: Path
+    out: Path
+    sample_submission: Path | None = None
+    overlap: float = 0.0
+    smoothing: float = 0.0
+    engine: str = "auto"
+    budget_minutes: float = 0.0
+    events: tuple[str, ...] = ()
+    threshold: float | None = None
+    rules: EventRules
+    clips: Path | None = None
+    clips_per_species: int = 20
+    calibrated: bool = True
+    overwrite: bool = False
+    png: Path | None = None
+    truth: Path | None = None
+    weights: str | None = None
+    device: str = "auto"
+    began: float = 0.0
+
+
+def predict_recordings(request: PredictRequest) -> None:
+    """Predict, write everything that was asked for, and say what was done.
+
+    Raises:
+        ValueError: what cannot be done, before anything is written.
+        Stopped: a signal came; what is done is on the disk.
+    """
+    if request.truth and not request.png:
+        raise ValueError("--truth is for the pictures of --png: give both.")
+    if request.threshold is not None and not 0 < request.threshold < 1:
+        raise ValueError(f"--threshold is a probability between 0 and 1, got {request.threshold:g}.")
+    if request.budget_minutes < 0:
+        raise ValueError(f"--budget-minutes must be positive, got {request.budget_minutes:g}.")
+    sample = read_sample_submission(request.sample_submission) if request.sample_submission else None
+    recordings = find_recordings(request.audio)
+    if not recordings and sample is None:
+        raise ValueError(f"{request.audio} holds no recordings; for a dry run give --sample-submission.")
+    predictor = Predictor(_opened(request), request.overlap, request.smoothing)
+    ensemble = predictor.ensemble
+    layout = Layout(ensemble.taxonomy, ensemble.prior, ensemble.segment_seconds, sample)
+    threshold = ensemble.threshold
+    if request.threshold is not None:
+        threshold = np.full_like(threshold, request.threshold)
+    parts = Parts(request.out)
+    facts = job_facts(
+        predictor, identity_of(request.runs, calibrated=request.calibrated), request.rules, threshold, layout
+    )
+    with locked(request.out), closing(parts):
+        parts.open(facts, request.out, overwrite=request.overwrite)
+        job = PredictionJob(
+            predictor, recordings, request.out, layout, parts, request.rules, threshold, request.began,
+            60 * request.budget_minutes,
+        )  # fmt: skip
+        _say(request.out, _run(job))
+        _write_events(request, job)
+    if request.png:
+        _draw(predictor, recordings, request.png, request.truth)
+
+
+def _opened(request: PredictRequest) -> Ensemble:
+    engine = "" if request.engine == "auto" else request.engine
+    opening = Opening(
+        choose_device(request.device), request.weights, engine=engine, calibrated=request.calibrated
+    )
+    return open_ensemble(request.runs, opening)
+
+
+def _run(job: PredictionJob) -> Report:
+    job.prepare()
+    with (
+        tqdm(total=job.num_windows, unit="window", desc="predicting", smoothing=0.05) as bar,
+        stopping_only_at("after the windows in flight") as stop_if_asked,
+    ):
+        return job.run(bar.update, stop_if_asked)
+
+
+def _say(out: Path, report: Report) -> None:
+    skipped = f", {report.num_skipped} of them done before" if report.num_skipped else ""
+    click.echo(f"{out}: {report.num_rows} rows from {report.num_recordings} recordings{skipped}")
+    for remark in report.remarks:
+        click.echo(f"  {remark}", err=True)
+
+
+def _write_events(request: PredictRequest, job: PredictionJob) -> None:
+    if not request.events and not request.clips:
+        return
+    mel = job.predictor.ensemble.mel
+    band = Band(mel.fmin_hz, mel.fmax_hz)
+    found = [
+        Detections(one, job.parts.done[one.relative].seconds, job.parts.events_of(one))
+        for one in job.recordings
+        if one.relative in job.parts.done
+    ]
+    num_events = sum(len(one.events) for one in found)
+    for kind in dict.fromkeys(request.events):
+        path = event_path(request.out, kind)
+        FORMATS[kind][1](found, path, band)
+        click.echo(f"{path}: {num_events} events")
+    if request.clips:
+        total = num_clips(found, request.clips_per_species)
+        with tqdm(total=total, unit="clip", desc="cutting clips", leave=False) as bar:
+            num, problems = write_clips(found, request.clips, request.clips_per_species, bar.update)
+        click.echo(f"{request.clips}: {num} clips, the best {request.clips_per_species} of each species")
+        for problem in problems:
+            click.echo(f"  {problem}", err=True)
+
+
+def _draw(
+    predictor: Predictor, recordings: Sequence[Recording], folder: Path, truth: Path | None,
+    say: Callable[[str], object] = click.echo,
+) -> None:  # fmt: skip
+    from trainer.evaluate import read_events
+    from trainer.figure import draw_recording
+
+    events = read_events(truth) if truth else None
+    for recording in recordings:
+        here = events[events["stem"] == recording.path.stem] if events is not None else None
+        try:
+            say(f"  {draw_recording(predictor, recording.path, folder, here)}")
+        except ValueError as error:
+            click.echo(f"  no picture of {recording.relative}: {error}", err=True)
