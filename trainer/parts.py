@@ -67,7 +67,7 @@ class Parts:
                 f"{out} was begun with other settings ({', '.join(changed)}); give another --out, or "
                 "begin anew with --overwrite."
             )
-        if known is None and out.exists():
+        if known is None and out.exists() and not overwrite:
             raise ValueError(f"{out} exists; give another --out, or replace it with --overwrite.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if known is None:

@@ -27,9 +27,9 @@ class Stretch:
 class Stitcher:
     """Means of windows' logits: by segment, and on the recording's one grid of frames.
 
-    Frame g stands for the samples from g * frame_hop on; less than half a frame at the end is none. A window that begins on that grid gives each
-    frame its own value; one that does not is interpolated linearly to the frames' middles. A
-    window counts for a segment by the share of it that it covers.
+    Frame g stands for the samples from g * frame_hop on; less than half a frame at the end is none. A
+    window that begins on that grid gives each frame its own value; one that does not is interpolated
+    linearly to the frames' middles. A window counts for a segment by the share of it that it covers.
     """
 
     def __init__(self, grid: ClipGrid, frame_hop: int, num_classes: int) -> None:

@@ -1,0 +1,375 @@
+"""Predictions as a job: ensembles, kills, budgets, recordings that cannot be read."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import Result
+from scipy.special import expit, logit
+from tones import tone
+
+from shared.taxonomy import Taxonomy
+from trainer.budget import Budget, levels_from
+from trainer.calibration import Calibration, write_calibration
+from trainer.ensemble import Opening, open_ensemble
+from trainer.predict import Level, Piece, Predictor
+from trainer.run import load_run
+
+Run = Callable[..., Result]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def runs(build_tiny: Callable[..., Path], tiny_config: Path, run_program: Run) -> Path:
+    """A folder with a run of all three folds, of one head, and of a tuned network."""
+    store = build_tiny()
+    out = store.parent / "runs"
+    fit = ["fit", "--features", store, "--config", tiny_config]
+    run_program("trainer", *fit, "--out", out / "all", "--folds", "3", "--workers", "1")
+    run_program("trainer", *fit, "--out", out / "one", "--set", "fit.seed=5", "--set", "fit.epochs=30")
+    tune = ["finetune", "--features", store, "--init", out / "one", "--config", tiny_config]
+    run_program("trainer", *tune, "--out", out / "tuned", "--set", "finetune.epochs=1")
+    return out
+
+
+@pytest.fixture
+def scapes(tmp_path: Path) -> Path:
+    folder = tmp_path / "scapes"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(2)
+    for number in range(6):
+        parts = [tone(float(f), 1.5) for f in rng.choice([500, 1500, 3000], 3)]
+        samples = np.concatenate(parts)
+        noise = 0.02 * rng.standard_normal(len(samples))
+        place = folder / "deep" if number % 2 else folder
+        soundfile.write(place / f"s{number}.wav", samples + noise, 8000)
+    return folder
+
+
+def rows_of(path: Path) -> dict[str, np.ndarray]:
+    with path.open(newline="") as file:
+        _, *rows = csv.reader(file)
+    return {row[0]: np.array(row[1:], float) for row in rows}
+
+
+def predicted(run_program: Run, out: Path, *args: object) -> dict[str, np.ndarray]:
+    run_program("trainer", "predict", *args, "--out", out, "--overwrite")
+    return rows_of(out)
+
+
+def mean_of(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {
+        row: expit(np.mean([logit(part[row].clip(1e-6, 1 - 1e-6)) for part in parts], axis=0))
+        for row in parts[0]
+    }
+
+
+def assert_near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], within: float = 1e-4) -> None:
+    assert list(found) == list(expected)
+    assert max(np.abs(found[row] - expected[row]).max() for row in found) < within
+
+
+def test_runs_are_averaged_as_logits_and_folds_count_as_one_run(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    def of(*paths: Path) -> dict[str, np.ndarray]:
+        return predicted(run_program, tmp_path / "s.csv", *paths, "--audio", scapes)
+
+    folds = [of(path) for path in sorted((runs / "all").glob("fold*"))]
+    assert len(folds) == 3
+    assert_near(of(runs / "all"), mean_of(folds))
+    one, tuned = of(runs / "one"), of(runs / "tuned")
+    assert_near(of(runs / "all", runs / "one", runs / "tuned"), mean_of([mean_of(folds), one, tuned]))
+    assert max(np.abs(one[row] - folds[0][row]).max() for row in one) > 0.01  # else nothing was shown
+
+
+def test_heads_of_one_backbone_share_it_and_a_tuned_network_has_its_own(runs: Path) -> None:
+    ensemble = open_ensemble([runs / "all", runs / "one", runs / "tuned"], Opening(CPU))
+    assert [scorer.sides for scorer in ensemble.scorers] == [[0, 0, 0, 1], [2]]
+
+
+def test_engines_agree_and_overlap_keeps_the_rows(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    command = [runs / "one", "--audio", scapes]
+    plain = predicted(run_program, tmp_path / "s.csv", *command)
+    for engine in ("onnxruntime", "openvino"):
+        assert_near(predicted(run_program, tmp_path / "s.csv", *command, "--engine", engine), plain, 2e-3)
+    found = predicted(run_program, tmp_path / "s.csv", *command, "--overlap", 0.5)
+    assert list(found) == list(plain)
+    assert max(np.abs(found[row] - plain[row]).max() for row in plain) > 1e-3
+
+
+def test_another_overlap_than_whole_frames_is_refused_with_those_there_are(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    result = run_program("trainer", "predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv",
+                         "--overlap", 0.33, status=2)  # fmt: skip
+    assert "one of 0, 0.5" in result.output
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_smoothing_is_a_weighted_mean_of_neighbours(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    plain = predicted(run_program, tmp_path / "a.csv", runs / "one", "--audio", scapes / "s0.wav")
+    smooth = predicted(
+        run_program, tmp_path / "b.csv", runs / "one", "--audio", scapes / "s0.wav", "--smoothing", 0.5
+    )
+    values = np.stack(list(plain.values()))
+    assert len(values) >= 4
+    around = np.pad(values, ((1, 1), (0, 0)))
+    weights = np.pad(np.ones(len(values)), 1)
+    sums = 0.5 * around[:-2] + values + 0.5 * around[2:]
+    expected = sums / (0.5 * weights[:-2] + 1 + 0.5 * weights[2:])[:, None]
+    assert np.abs(np.stack(list(smooth.values())) - expected).max() < 1e-5
+
+
+def test_a_calibration_in_the_run_is_used_and_its_thresholds_too(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    plain = predicted(run_program, tmp_path / "a.csv", runs / "one", "--audio", scapes)
+    taxonomy = load_run(runs / "one").taxonomy
+    slope, offset = np.array([0.5, 1.0, 2.0], np.float32), np.array([0.1, -1.0, 0.0], np.float32)
+    threshold = np.array([0.2, 0.999, 0.4], np.float32)
+    write_calibration(
+        Calibration(slope, offset, threshold, {"note": 1}), taxonomy, runs / "one" / "calibration.json"
+    )
+    found = predicted(run_program, tmp_path / "b.csv", runs / "one", "--audio", scapes, "--events", "csv")
+    assert_near(found, {row: expit(logit(values) * slope + offset) for row, values in plain.items()})
+    events = (tmp_path / "b.events.csv").read_text()
+    assert taxonomy.species[1] not in events
+    assert taxonomy.species[2] in events
+    assert_near(
+        predicted(run_program, tmp_path / "c.csv", runs / "one", "--audio", scapes, "--uncalibrated"), plain
+    )
+
+
+def test_members_with_other_species_or_clips_are_refused(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, tiny_config: Path
+) -> None:
+    store = runs.parent / "tiny.zarr"
+    taxonomy = tmp_path / "t.csv"
+    taxonomy.write_text("primary_label\nlow\nhigh\n")
+    run_program("trainer", "fit", "--features", store, "--config", tiny_config, "--out", runs / "two",
+                "--taxonomy", taxonomy)  # fmt: skip
+    result = run_program("trainer", "predict", runs / "one", runs / "two", "--audio", scapes,
+                         "--out", tmp_path / "s.csv", status=2)  # fmt: skip
+    assert "other species" in result.output
+
+
+def test_species_in_another_order_are_put_into_the_first_runs(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, tiny_config: Path
+) -> None:
+    taxonomy = tmp_path / "t.csv"
+    taxonomy.write_text("primary_label\nmiddle\nlow\nhigh\n")
+    run_program("trainer", "fit", "--features", runs.parent / "tiny.zarr", "--config", tiny_config,
+                "--out", runs / "other", "--taxonomy", taxonomy, "--set", "fit.epochs=30")  # fmt: skip
+    audio = ["--audio", scapes]
+    one = predicted(run_program, tmp_path / "1.csv", runs / "one", *audio)
+    other = predicted(run_program, tmp_path / "2.csv", runs / "other", *audio)
+    both = predicted(run_program, tmp_path / "3.csv", runs / "one", runs / "other", *audio)
+    order = [["middle", "low", "high"].index(code) for code in load_run(runs / "one").taxonomy.species]
+    assert_near(both, mean_of([one, {row: values[order] for row, values in other.items()}]))
+
+
+def test_what_is_done_is_not_done_again_and_what_came_since_is(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.csv"
+    command = ["predict", runs / "one", "--audio", scapes, "--out", out, "--events", "csv"]
+    run_program("trainer", *command)
+    first, events = out.read_bytes(), (tmp_path / "s.events.csv").read_bytes()
+    assert "6 of them done before" in run_program("trainer", *command).output
+    assert out.read_bytes() == first
+    assert (tmp_path / "s.events.csv").read_bytes() == events
+    soundfile.write(scapes / "s00.wav", tone(500, 2.0), 8000)
+    soundfile.write(scapes / "s2.wav", tone(500, 1.0), 8000)  # another one now
+    assert "7 recordings, 5 of them done before" in run_program("trainer", *command).output
+    rows = rows_of(out)
+    assert [row for row in rows if row.startswith(("s00_", "s2_"))] == ["s00_1", "s00_2", "s2_1"]
+    run_program("trainer", *command, "--overwrite")
+    assert_near(rows_of(out), rows, 1e-5)
+
+
+def test_an_output_of_other_settings_or_of_somebody_else_is_kept(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.csv"
+    out.write_text("mine")
+    command = ["predict", runs / "one", "--audio", scapes, "--out", out]
+    assert "exists; give another --out" in run_program("trainer", *command, status=2).output
+    assert out.read_text() == "mine"
+    run_program("trainer", *command, "--overwrite")
+    said = run_program("trainer", *command, "--smoothing", 0.3, status=2).output
+    assert "begun with other settings (smoothing)" in said
+
+
+@pytest.mark.parametrize("name", ["sigkill", "sigterm"])
+def test_a_kill_leaves_a_whole_submission_and_the_same_command_goes_on(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, name: str
+) -> None:
+    for number in range(40):
+        soundfile.write(scapes / f"more{number}.wav", tone(500 + 50 * number, 6.0), 8000)
+    whole = predicted(run_program, tmp_path / "whole.csv", runs / "one", "--audio", scapes)
+    out = tmp_path / "s.csv"
+    command = [
+        Path(sys.executable).with_name("trainer"),
+        "predict",
+        runs / "one",
+        "--audio",
+        scapes,
+        "--out",
+        out,
+    ]
+    index = tmp_path / ".s.csv.parts" / "done.jsonl"
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while child.poll() is None and not (index.exists() and index.read_bytes().count(b"\n") > 5):
+        time.sleep(0.002)
+    child.send_signal(getattr(signal, name.upper()))
+    status = child.wait()
+    assert status == (-signal.SIGKILL if name == "sigkill" else 128 + signal.SIGTERM)
+    num_done = index.read_bytes().count(b"\n")
+    assert 5 < num_done < 46
+    half = rows_of(out)
+    assert list(half) == list(whole)
+    assert all(len(values) == 3 and np.isfinite(values).all() for values in half.values())
+    with index.open("ab") as file:
+        file.write(b'{"recording": "s')  # and a line that the machine did not finish
+    said = run_program("trainer", *command[1:]).output
+    assert f"{num_done} of them done before" in said
+    assert_near(rows_of(out), whole, 1e-5)
+
+
+def test_a_budget_that_is_too_short_leaves_priors_and_says_so(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.csv"
+    command = ["predict", runs / "one", "--audio", scapes, "--out", out]
+    said = run_program("trainer", *command, "--budget-minutes", 0.0001).output
+    assert "not reached in time and have the prior" in said or "the time was over" in said
+    rows = rows_of(out)
+    assert len(rows) == 6 * 4  # of 4.5 s: what is left is less than a second
+    assert np.allclose(rows["s5_1"], 1 / 3, atol=1e-3)
+    whole = predicted(run_program, tmp_path / "w.csv", runs / "one", "--audio", scapes)
+    run_program("trainer", *command)
+    assert_near(rows_of(out), whole, 1e-5)
+
+
+def piece(level: Level, num_windows: int) -> Piece:
+    nothing = np.zeros((0, 1), np.float32)
+    return Piece(0, level, 0, nothing, np.zeros(0, np.int64), 0, nothing, num_windows)
+
+
+def test_a_budget_sheds_overlap_first_then_scorers_and_never_goes_back() -> None:
+    full = Level(50, 3)
+    levels = levels_from(full, 100)
+    assert levels == [Level(50, 3), Level(100, 3), Level(100, 2), Level(100, 1)]
+    now = [0.0]
+    windows = [[200] * 100, [100] * 100, [100] * 100, [100] * 100]
+    budget = Budget(1000.0, levels, windows, lambda level: level.num_scorers, 0.0, lambda: now[0])
+    assert budget.level(0) == full  # nothing is known yet
+    now[0] = 5.0
+    budget.note(piece(full, 200))  # 5 s a recording: 500 s for all of them
+    assert budget.level(1) == full
+    assert budget.said == []
+    now[0] = 60.0
+    budget.note(piece(full, 200))  # 30 s a recording: 2,940 s; without overlap 1,470; two scorers 980
+    assert budget.level(2) == Level(100, 1)
+    assert ["overlap" in line or "backbones" in line for line in budget.said] == [True] * 3
+    assert "from recording 3 of 100 on: windows no longer overlap" in budget.said[0]
+    assert "2 of 3 backbones" in budget.said[1]
+    for _ in range(50):
+        budget.note(piece(Level(100, 1), 100))
+    assert budget.level(3) == Level(100, 1)
+    assert not budget.is_over()
+    now[0] = 1001.0
+    assert budget.is_over()
+
+
+def test_a_run_of_two_networks_sheds_one_when_it_must(
+    runs: Path, scapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The level is taken recording by recording, and what is left of the ensemble is what is scored."""
+    ensemble = open_ensemble([runs / "one", runs / "tuned"], Opening(CPU))
+    predictor = Predictor(ensemble, 0.5)
+    paths = sorted(scapes.rglob("*.wav"))
+    least = Level(ensemble.grid.clip_samples, 1)
+
+    def all_of(pieces: Iterator[Piece]) -> list[np.ndarray]:
+        return [np.concatenate([p.segments for p in found]) for found in by_recording(pieces, len(paths))]
+
+    shed = all_of(predictor.pieces(paths, lambda number: predictor.full if number < 3 else least))
+    full = all_of(predictor.pieces(paths))
+    alone = all_of(Predictor(open_ensemble([runs / "one"], Opening(CPU))).pieces(paths))
+    for number, found in enumerate(shed):
+        expected = full[number] if number < 3 else alone[number]
+        assert np.abs(found - expected).max() < 1e-4
+        assert found.shape == full[number].shape
+    assert max(np.abs(one - other).max() for one, other in zip(full, alone, strict=True)) > 1e-3
+
+
+def by_recording(pieces: Iterator[Piece], num: int) -> list[list[Piece]]:
+    found: list[list[Piece]] = [[] for _ in range(num)]
+    for one in pieces:
+        found[one.number].append(one)
+    assert all(parts[-1].finding is not None for parts in found)
+    return found
+
+
+def test_every_kind_of_broken_recording_gets_the_prior_and_a_line(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    whole = (scapes / "s0.wav").read_bytes()
+    (scapes / "empty.wav").write_bytes(b"")
+    (scapes / "page.ogg").write_bytes(b"<html>" * 50)
+    (scapes / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (scapes / "folder.wav").mkdir()
+    soundfile.write(scapes / "nan.wav", np.full(16_000, np.nan), 8000, subtype="FLOAT")
+    soundfile.write(scapes / "stereo.flac", np.zeros((16_000, 2)), 8000)
+    soundfile.write(scapes / "short.wav", np.zeros(10), 8000)
+    sample = tmp_path / "sample.csv"
+    names = [f"{stem}_{end}" for stem in ("empty", "page", "cut", "folder", "s0") for end in (1, 2, 3, 4)]
+    sample.write_text("row_id,low,high\n" + "".join(f"{name},0.5,0.5\n" for name in names))
+    out = tmp_path / "s.csv"
+    said = run_program("trainer", "predict", runs / "one", "--audio", scapes, "--out", out,
+                       "--sample-submission", sample, "--events", "raven").output  # fmt: skip
+    rows = rows_of(out)
+    assert {*names} <= {*rows}
+    for stem in ("empty", "page", "folder"):
+        assert np.allclose([rows[f"{stem}_{end}"] for end in (1, 2, 3, 4)], 1 / 3, atol=1e-6)
+        assert f"{stem}." in said
+    assert np.allclose(rows["cut_4"], 1 / 3, atol=1e-6)
+    assert np.abs(rows["cut_1"] - rows["s0_1"]).max() < 1e-4
+    assert "cut.wav" in said
+    assert all(np.isfinite(values).all() for values in rows.values())
+
+
+def test_memory_does_not_grow_with_a_recordings_length(runs: Path) -> None:
+    """What a long recording leaves behind in the stitcher is taken away as it goes."""
+    from trainer.stitching import Stitcher
+
+    grid = open_ensemble([runs / "one"], Opening(CPU)).grid
+    stitcher = Stitcher(grid, 1000, 3)
+    for place in range(5000):
+        start = place * grid.clip_samples
+        stitcher.add(start, grid.clip_samples, np.zeros(3, np.float32), np.zeros((8, 3), np.float32))
+        stitcher.take(start + grid.clip_samples)
+    assert len(stitcher._frames._sums) <= 64
+    assert len(stitcher._segments._sums) <= 64
+    assert not stitcher._heard_to
+
+
+def test_the_prior_is_the_share_of_the_recordings_with_one_more_of_each(runs: Path) -> None:
+    from trainer.run import species_prior
+
+    prior = species_prior(runs / "one", Taxonomy(("low", "zebra", "high")))
+    assert prior.tolist() == pytest.approx([5 / 15, 1 / 15, 5 / 15])
