@@ -23,14 +23,16 @@ OPTIONS = {
     "featurestore verify": "--audio STORE",
     "featurestore info": "--all --json STORE",
     "featurestore synth": "--recordings --seed --soundscapes --species OUT",
+    "trainer calibrate": "--device --json --no-call --no-call-minutes --precision --weights RUN",
+    "trainer score": "--collar --events --frames --json --segment --truth",
     "trainer compare": "--json RUN_A RUN_B",
     "trainer fit": "--choose-by --config --device --features --fold --folds --grid --nested --out --resume "
     "--set --taxonomy --workers",
     "trainer finetune": "--config --device --features --init --out --resume --set --weights",
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
     "trainer predict": "--audio --budget-minutes --clips --clips-per-species --device --engine --event-join "
-    "--event-min --event-pad --events --out --overlap --overwrite --png --sample-submission --smoothing "
-    "--threshold --truth --uncalibrated --weights RUNS",
+    "--event-min --event-pad --events --frames --out --overlap --overwrite --png --sample-submission "
+    "--smoothing --threshold --truth --uncalibrated --weights RUNS",
 }
 
 

@@ -155,6 +155,7 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
 @click.option("--event-join", default=0.0, help="Seconds: gaps in an event up to this are closed.")
 @click.option("--event-min", default=0.0, help="Seconds: shorter events are left out.")
 @click.option("--event-pad", default=0.0, help="Seconds added before and behind an event.")
+@click.option("--frames", type=PATH, help="Folder for the frame-wise probabilities, a .npy per recording.")
 @click.option("--clips", type=PATH, help="Folder for the best detections of each species, as wav files.")
 @click.option("--clips-per-species", default=20, show_default=True, help="How many of them.")
 @click.option("--uncalibrated", is_flag=True, help="Ignore the runs' calibrations and thresholds.")
@@ -188,3 +189,70 @@ def predict(
     rules = EventRules(join=event_join, shortest=event_min, pad=event_pad)
     with stoppable_exit():
         predict_recordings(PredictRequest(rules=rules, calibrated=not uncalibrated, began=began, **options))
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--precision", type=float, help="Thresholds for this share of right ones; default: best F1.")
+@click.option("--no-call-minutes", default=5.0, show_default=True, help="Of each kind of noise; 0: none.")
+@click.option("--no-call", type=PATH, help="Recordings without a call, to count false alarms in.")
+@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@one_line_errors
+def calibrate(
+    run: Path, precision: float | None, no_call_minutes: float, no_call: Path | None, weights: str | None,
+    device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a run's probabilities mean something, by its out-of-fold predictions.
+
+    Per species a slope and an offset on the logit, drawn to those of all species where there are few
+    recordings; and the probability to act on. `trainer predict` uses them from then on. Then it
+    listens to noise, rain, wind and silence, and says how often it hears a bird there.
+
+    \b
+    Example:
+      trainer calibrate runs/all --precision 0.9
+    """
+    from tqdm import tqdm
+
+    from shared.embedder import choose_device
+    from trainer.calibrate_command import calibrate_run, calibration_text
+
+    with tqdm(unit="window", desc="listening where nobody calls", leave=False) as bar:
+        facts = calibrate_run(
+            run, precision, no_call, no_call_minutes, choose_device(device), weights, bar.update
+        )
+    click.echo(json.dumps(facts, indent=2) if as_json else calibration_text(run, facts))
+
+
+@click.command()
+@click.option("--events", required=True, type=PATH, help="Found events: filename, species, start, stop (s).")
+@click.option("--truth", required=True, type=PATH, help="True events, of the same form.")
+@click.option("--frames", type=PATH, help="Frame-wise probabilities of `trainer predict --frames`.")
+@click.option("--segment", default=1.0, show_default=True, help="Length of a segment, in seconds.")
+@click.option(
+    "--collar", multiple=True, type=float, default=(0.2, 0.5), show_default=True, help="In seconds."
+)
+@click.option("--json", "as_json", is_flag=True, help="One flat JSON object.")
+@one_line_errors
+def score(
+    events: Path, truth: Path, frames: Path | None, segment: float, collar: tuple[float, ...], as_json: bool
+) -> None:
+    """Score events against strong labels: segment-based and event-based F1, as in sed_eval.
+
+    An event is right when one of its species begins within the collar of it and ends within the
+    collar, or half the true event's length, of its end.
+
+    \b
+    Example:
+      trainer predict runs/all --audio soundscapes --out s.csv --events csv --frames frames
+      trainer score --events s.events.csv --truth truth.csv --frames frames
+    """
+    from trainer.score_command import score_events, score_text
+
+    figures = score_events(events, truth, frames, segment, collar)
+    if as_json:
+        click.echo(json.dumps({k: None if v != v else v for k, v in figures.items()}, indent=2))
+    else:
+        click.echo(score_text(figures))

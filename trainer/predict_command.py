@@ -16,6 +16,7 @@ from trainer.clip_files import num_clips, write_clips
 from trainer.ensemble import Ensemble, Opening, identity_of, open_ensemble
 from trainer.event_tables import FORMATS, Band, Detections, event_path
 from trainer.events import EventRules
+from trainer.frame_files import FrameWriter
 from trainer.parts import Parts
 from trainer.predict import Predictor
 from trainer.prediction_job import PredictionJob, Report, job_facts
@@ -38,6 +39,7 @@ class PredictRequest:
     events: tuple[str, ...] = ()
     threshold: float | None = None
     rules: EventRules
+    frames: Path | None = None
     clips: Path | None = None
     clips_per_species: int = 20
     calibrated: bool = True
@@ -73,14 +75,17 @@ def predict_recordings(request: PredictRequest) -> None:
     if request.threshold is not None:
         threshold = np.full_like(threshold, request.threshold)
     parts = Parts(request.out)
-    facts = job_facts(
-        predictor, identity_of(request.runs, calibrated=request.calibrated), request.rules, threshold, layout
-    )
+    runs = identity_of(request.runs, calibrated=request.calibrated)
+    place = str(request.frames.absolute()) if request.frames else ""
+    facts = job_facts(predictor, runs, request.rules, threshold, layout, place)
     with locked(request.out), closing(parts):
         parts.open(facts, request.out, overwrite=request.overwrite)
+        frames = None
+        if request.frames:
+            frames = FrameWriter(request.frames, ensemble.taxonomy, ensemble.frame_seconds)
         job = PredictionJob(
             predictor, recordings, request.out, layout, parts, request.rules, threshold, request.began,
-            60 * request.budget_minutes,
+            60 * request.budget_minutes, frames,
         )  # fmt: skip
         _say(request.out, _run(job))
         _write_events(request, job)

@@ -13,6 +13,7 @@ from shared.audio import Finding
 from shared.stopping import Stopped
 from trainer.budget import Budget, levels_from
 from trainer.events import EventFinder, EventRules
+from trainer.frame_files import FrameWriter
 from trainer.parts import Parts
 from trainer.predict import Piece, Predictor
 from trainer.recordings import Recording
@@ -48,6 +49,7 @@ class PredictionJob:
     threshold: np.ndarray
     began: float
     budget_seconds: float = 0.0
+    frames: FrameWriter | None = None
     report: Report = field(default_factory=Report)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,9 @@ class PredictionJob:
         except Stopped:
             self.publish()
             raise
+        finally:
+            if self.frames is not None:
+                self.frames.forget()
         self.publish()
         self._close_report(budget)
         return self.report
@@ -195,6 +200,8 @@ class _RecordingWriter:
         self._num_prior += int((piece.valid_samples == 0).sum())
         self._add(lines)
         self._events.add(piece.first_frame, piece.frames)
+        if job.frames is not None:
+            job.frames.add(piece.frames)
         self._num_frames = piece.first_frame + len(piece.frames)
         if piece.finding is not None:
             self._finish(piece.finding, piece.duration_seconds, whole=True)
@@ -227,13 +234,21 @@ class _RecordingWriter:
         num_prior = self._num_prior + len(rest)
         if num_prior:
             reasons = (*reasons, f"{num_prior} of its {len(self._written)} rows have the prior")
+        if job.frames is not None and whole:
+            job.frames.finish(recording)
         events = self._events.events(seconds)
         job.parts.finish(recording, events, len(self._written), finding.status, reasons, seconds, whole=whole)
         self._current = None
 
 
-def job_facts(predictor: Predictor, runs: list[str], rules: EventRules,
-              threshold: np.ndarray, layout: Layout) -> dict[str, Any]:  # fmt: skip
+def job_facts(
+    predictor: Predictor,
+    runs: list[str],
+    rules: EventRules,
+    threshold: np.ndarray,
+    layout: Layout,
+    frames: str,
+) -> dict[str, Any]:
     """Return everything that decides a row or an event, for `Parts.open`; engine and device do not."""
     return {
         "runs": runs,
@@ -242,5 +257,6 @@ def job_facts(predictor: Predictor, runs: list[str], rules: EventRules,
         "columns": list(layout.species),
         "sample": layout.sample_digest,
         "events": {"join": rules.join, "shortest": rules.shortest, "pad": rules.pad},
+        "frames": frames,
         "threshold": [round(float(value), 6) for value in threshold],
     }

@@ -1,0 +1,99 @@
+"""Frame-wise probabilities on disk: one .npy (m, K) float16 per recording, and what its axes are."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Float32
+
+from shared.documents import UNREADABLE
+from shared.taxonomy import Taxonomy
+from trainer.recordings import Recording
+
+FILE = "frames.json"
+
+
+class FrameWriter:
+    """Writes recordings' frames as they come; a recording's file is there when it is whole."""
+
+    def __init__(self, folder: Path, taxonomy: Taxonomy, frame_seconds: float) -> None:
+        self._folder, self._num_classes = folder, len(taxonomy)
+        self._file: BinaryIO | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"frame_seconds": frame_seconds, "species": list(taxonomy.species)}
+        (folder / FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def add(self, frames: Float32[np.ndarray, "m k"]) -> None:
+        """Append the next frames of the recording that is being written."""
+        if self._file is None:
+            self._file = (self._folder / ".values.tmp").open("w+b")
+        self._file.write(frames.astype(np.float16).tobytes())
+
+    def finish(self, recording: Recording) -> None:
+        """Give the recording's frames their name."""
+        self.add(np.zeros((0, self._num_classes), np.float32))
+        assert self._file is not None
+        num_frames = self._file.tell() // (2 * self._num_classes)
+        self._file.seek(0)
+        path = self._folder / Path(recording.relative).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / ".frames.tmp"
+        with temporary.open("wb") as out:
+            header = {"descr": "<f2", "fortran_order": False, "shape": (num_frames, self._num_classes)}
+            np.lib.format.write_array_header_1_0(out, header)
+            shutil.copyfileobj(self._file, out)
+        temporary.replace(path)
+        self.forget()
+
+    def forget(self) -> None:
+        """Throw away what was added since the last recording."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            (self._folder / ".values.tmp").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A folder of frames: species in column order, and how far frames are apart."""
+
+    folder: Path
+    species: tuple[str, ...]
+    frame_seconds: float
+
+    def recordings(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield every recording's path without its ending, and its frames (m, K).
+
+        Raises:
+            ValueError: a file of another form.
+        """
+        files = sorted(self.folder.rglob("*.npy"))
+        if not files:
+            raise ValueError(f"{self.folder} holds no frames.")
+        for path in files:
+            try:
+                values = np.load(path, mmap_mode=None, allow_pickle=False)
+            except UNREADABLE as error:
+                raise ValueError(f"{path} is damaged: {error}.") from error
+            if values.ndim != 2 or values.shape[1] != len(self.species):
+                raise ValueError(f"{path} has the shape {values.shape}, not frames x {len(self.species)}.")
+            yield path.relative_to(self.folder).with_suffix("").as_posix(), values
+
+
+def read_frames(folder: Path) -> Frames:
+    """Open a folder of frames.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return Frames(folder, tuple(facts["species"]), float(facts["frame_seconds"]))
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{folder} is no folder of frames ({FILE}: {error}); make one with `trainer predict --frames`."
+        ) from error
