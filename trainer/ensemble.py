@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from shared.backbone import Backbone
 from shared.clip_array import num_processors
 from shared.clips import ClipGrid
-from shared.config import differences, digest
+from shared.config import as_sections, differences, digest
 from shared.embedder import Embedder
+from shared.features import FeatureConfig
 from shared.mel import MelConfig
+from shared.stage_clock import StageClock
 from shared.taxonomy import Taxonomy
 from trainer.calibration import Calibration, no_calibration, read_calibration
 from trainer.data import frame_mask
@@ -38,15 +40,24 @@ class Scorer(Protocol):
     """One backbone with the heads behind it.
 
     sides: for every head, the number of the path (of those the ensemble was opened with) it is from.
-    embedder: makes the images; scorers of one front end share them.
+    front_end: a digest of what decides an image; scorers of one front end share the images.
+    batch_clips: how many windows a batch has. streams: how many threads may call it at once.
     """
 
     sides: list[int]
-    embedder: Embedder
     frame_hop: int
+    front_end: str
+    batch_clips: int
+    streams: int
+    clock: StageClock
+    mel: MelConfig
+
+    def images(self, waveforms: Int16[np.ndarray, "b s"]) -> Tensor:
+        """Return the images of at most a batch, filled up to a whole one (batch_clips, 3, M, N)."""
+        ...
 
     def __call__(self, images: Tensor, valid: np.ndarray) -> list[Logits]:
-        """Return every head's logits for the images (batch_clips, 3, M, N) of `valid` (B,) samples."""
+        """Return every head's logits for the images of `valid` (B,) samples of audio."""
         ...
 
 
@@ -55,6 +66,10 @@ class HeadsOnBackbone:
 
     def __init__(self, embedder: Embedder, stage: str, heads: list[nn.Module], sides: list[int]) -> None:
         self.embedder, self.sides = embedder, sides
+        self.batch_clips, self.streams, self.clock = embedder.batch_clips, embedder.streams, embedder.clock
+        self.mel = embedder.config.mel
+        self.front_end = front_end_of(embedder.config, embedder.device)
+        self.images = embedder.images
         self._stage, self._heads = stage, [head.to(embedder.device).eval() for head in heads]
         self._map_hop = embedder.frame_hops[stage]
         probe = self(embedder.images(np.zeros((1, embedder.grid.clip_samples), np.int16)), np.ones(1))[0]
@@ -73,6 +88,13 @@ class HeadsOnBackbone:
             Logits(one.clip_wise.float().cpu().numpy(), one.frame_wise.float().cpu().numpy())
             for one in outputs
         ]
+
+
+def front_end_of(config: FeatureConfig, device: torch.device) -> str:
+    """Return a digest of what decides a window's image and the size of a batch."""
+    sections = as_sections(config)
+    sizes = [config.backbone.batch_clips, device.type]
+    return digest({"mel": sections["mel"], "clips": sections["clips"], "b": sizes})
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,8 @@ class Ensemble:
         self.frame_hop = min(scorer.frame_hop for scorer in scorers)
         thresholds = [logit(one.threshold[o]) for one, o in zip(calibrations, self._orders, strict=True)]
         self.threshold: np.ndarray = np.asarray(expit(np.mean(thresholds, axis=0)), np.float32)
-        self.batch_clips = scorers[0].embedder.batch_clips
+        self.batch_clips = min(scorer.batch_clips for scorer in scorers)
+        self.streams = min(scorer.streams for scorer in scorers)
         self.is_calibrated = any(one.facts for one in calibrations)
 
     @property
@@ -126,23 +149,22 @@ class Ensemble:
 
     def costs(self) -> list[float]:
         """Return how long each scorer was busy so far, the first ones the fuller; 1 each before all began."""
-        busy = [sum(scorer.embedder.clock.seconds().values()) for scorer in self.scorers]
+        busy = [sum(scorer.clock.seconds().values()) for scorer in self.scorers]
         return busy if all(busy) else [1.0] * len(busy)
 
     @property
     def mel(self) -> MelConfig:
         """The first scorer's front end, for pictures."""
-        return self.scorers[0].embedder.config.mel
+        return self.scorers[0].mel
 
     def score(self, waveforms: Int16[np.ndarray, "b s"], valid: np.ndarray, num_scorers: int) -> Logits:
         """Return the calibrated mean logits of the first scorers; safe in threads."""
         images: dict[str, Tensor] = {}
         by_side: dict[int, list[Logits]] = {}
         for scorer in self.scorers[:num_scorers]:
-            front_end = front_end_of(scorer.embedder)
-            if front_end not in images:
-                images = {front_end: scorer.embedder.images(waveforms)}
-            found = scorer(images[front_end], valid)
+            if scorer.front_end not in images:
+                images = {scorer.front_end: scorer.images(waveforms)}
+            found = scorer(images[scorer.front_end], valid)
             for side, logits in zip(scorer.sides, found, strict=True):
                 by_side.setdefault(side, []).append(self._on_finest_frames(logits, scorer.frame_hop))
         sides = [self._calibrated(side, members) for side, members in by_side.items()]
@@ -156,12 +178,6 @@ class Ensemble:
         clip_wise = calibration.logits(_mean([one.clip_wise for one in members]))
         frame_wise = calibration.logits(_mean([one.frame_wise for one in members]))
         return Logits(clip_wise[:, order], frame_wise[..., order])
-
-
-def front_end_of(embedder: Embedder) -> str:
-    """Return a digest of what decides a window's image and the size of a batch."""
-    fingerprint: dict[str, Any] = embedder.fingerprint_of
-    return digest({"mel": fingerprint["mel"], "clips": fingerprint["clips"], "b": embedder.batch_clips})
 
 
 def _mean(parts: list[np.ndarray]) -> np.ndarray:

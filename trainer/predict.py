@@ -120,7 +120,7 @@ class Predictor:
 
         level: told a recording's number as it is begun, says what to spend on it.
         """
-        streams = self.ensemble.scorers[0].embedder.streams
+        streams = self.ensemble.streams
         begun = ((number, path, level(number) if level else self.full) for number, path in enumerate(paths))
         cores = num_processors()
         decoded = in_order(
