@@ -25,8 +25,13 @@ demo: $(STAMP)
 	    --out $(DEMO)/runs/linear --set head.name=linear
 	$(BIN)/trainer finetune --features $(DEMO)/features.zarr --init $(DEMO)/runs/attention \
 	    --config configs/demo.toml --out $(DEMO)/runs/tuned
+	$(BIN)/trainer calibrate $(DEMO)/runs/attention --no-call-minutes 1
 	$(BIN)/trainer predict $(DEMO)/runs/attention --audio $(DEMO)/data/soundscapes \
-	    --out $(DEMO)/submission.csv --png $(DEMO)/pictures --truth $(DEMO)/data/truth.csv
+	    --out $(DEMO)/submission.csv --png $(DEMO)/pictures --truth $(DEMO)/data/truth.csv \
+	    --events csv --events raven --frames $(DEMO)/frames --overlap 0.5
+	@echo
+	@$(BIN)/trainer score --events $(DEMO)/submission.events.csv --truth $(DEMO)/data/truth.csv \
+	    --frames $(DEMO)/frames
 	@echo
 	@$(BIN)/trainer evaluate $(DEMO)/runs/attention $(DEMO)/runs/linear $(DEMO)/runs/tuned \
 	    --audio $(DEMO)/data/soundscapes --truth $(DEMO)/data/truth.csv
@@ -35,6 +40,7 @@ demo: $(STAMP)
 	@echo "Look at:"
 	@echo "  $(DEMO)/pictures/synth_000.png       what was heard, and what the run makes of it"
 	@echo "  $(DEMO)/submission.csv               a row per 5-second segment"
+	@echo "  $(DEMO)/submission.raven.txt         events as a Raven selection table; .events.csv: the same as CSV"
 	@echo "  $(DEMO)/runs/attention/per_class.csv scores per species; metrics.jsonl: per epoch"
 	@echo "  $(DEMO)/features.zarr                the store; $(BIN)/featurestore info $(DEMO)/features.zarr"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import zarr
 from click.testing import Result
 
@@ -51,6 +52,29 @@ def test_the_birdclef_sample_becomes_a_submission(
     assert ((values >= 0) & (values <= 1)).all()
     assert len({tuple(row) for row in values}) == 96
     assert values.std(axis=0).max() > 0.01
+    assert_every_format_opens(run_program, tmp_path, data)
+
+
+def assert_every_format_opens(run_program: Run, tmp_path: Path, data: Path) -> None:
+    """Predict two real soundscapes into every format, and read each by a parser that is not ours."""
+    formats = [part for kind in ("raven", "audacity", "csv") for part in ("--events", kind)]
+    run_program("trainer", "predict", tmp_path / "run", "--audio", data / "unlabeled_soundscapes", "--out",
+                tmp_path / "e.csv", *formats, "--threshold", 0.2, "--overlap", 0.5)  # fmt: skip
+    events = pd.read_csv(tmp_path / "e.events.csv")
+    raven = pd.read_csv(tmp_path / "e.raven.txt", sep="\t")
+    labels = [
+        pd.read_csv(tmp_path / "e.audacity" / f"{stem}.txt", sep="\t", header=None, names=list("abcd"))
+        for stem in ("1000170626", "1000389428")
+    ]
+    assert len(events) == len(raven) == sum(map(len, labels)) > 10
+    assert all(table["d"].isna().all() and table["c"].notna().all() for table in labels)
+    second = events["filename"] == "1000389428.ogg"
+    assert np.allclose(raven["File Offset (s)"], events["start"])
+    assert np.allclose(raven["Begin Time (s)"], events["start"] + 240 * second, atol=0.05)
+    assert np.allclose(
+        raven["End Time (s)"] - raven["Begin Time (s)"], events["stop"] - events["start"], atol=0.01
+    )
+    assert all(Path(path).is_file() for path in raven["Begin Path"])
 
 
 def test_zarr_reads_the_real_store_without_our_code(
