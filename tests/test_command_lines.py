@@ -30,9 +30,9 @@ OPTIONS = {
     "--set --taxonomy --workers",
     "trainer finetune": "--config --device --features --init --out --resume --set --weights",
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
-    "trainer predict": "--audio --budget-minutes --clips --clips-per-species --device --engine --event-join "
-    "--event-min --event-pad --events --frames --out --overlap --overwrite --png --sample-submission "
-    "--smoothing --threshold --truth --uncalibrated --weights RUNS",
+    "trainer predict": "--audio --break-lock --budget-minutes --clips --clips-per-species --device --engine "
+    "--event-join --event-min --event-pad --events --frames --out --overlap --overwrite --png "
+    "--sample-submission --smoothing --threshold --truth --uncalibrated --weights RUNS",
 }
 
 

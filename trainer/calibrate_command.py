@@ -32,6 +32,8 @@ def calibrate_run(
     if minutes < 0:
         raise ValueError(f"--no-call-minutes must not be negative, got {minutes:g}.")
     recorded = find_recordings(no_call) if no_call else []
+    if no_call and not recorded:
+        raise ValueError(f"{no_call} holds no recordings.")
     table = read_out_of_fold(path)
     calibration = calibration_of(table, precision)
     write_calibration(calibration, table.taxonomy, path / FILE)

@@ -143,7 +143,7 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
     help="What runs the backbone; auto: as the config says.",
 )
 @click.option(
-    "--budget-minutes", default=0.0, help="Be done by then: sheds overlap, then backbones, then recordings."
+    "--budget-minutes", default=0.0, help="Score no longer: sheds overlap, then backbones, then recordings."
 )
 @click.option(
     "--events",
@@ -159,6 +159,7 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
 @click.option("--clips", type=PATH, help="Folder for the best detections of each species, as wav files.")
 @click.option("--clips-per-species", default=20, show_default=True, help="How many of them.")
 @click.option("--uncalibrated", is_flag=True, help="Ignore the runs' calibrations and thresholds.")
+@click.option("--break-lock", is_flag=True, help="Take over an --out that another host seems to write.")
 @click.option("--overwrite", is_flag=True, help="Begin anew where --out was begun otherwise.")
 @click.option("--png", type=PATH, help="Folder for a picture per recording (needs matplotlib).")
 @click.option(
@@ -173,8 +174,8 @@ def predict(
     """Write a row of probabilities for every 5-second segment of every recording, and events.
 
     Several RUNS, and the folds of one, are averaged as logits. What was done is kept in .OUT.parts: the
-    same command goes on behind a kill, and with recordings that came since. From the first second
-    the submission is whole: what is not reached, or cannot be read, has the species' prior.
+    same command goes on behind a kill, and with recordings that came since. Before the first window is
+    scored the submission is whole: what is not reached, or cannot be read, has the species' prior.
 
     \b
     Example:

@@ -120,8 +120,9 @@ def read_events(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}.")
     for column in ("start", "stop"):
         numbers = pd.to_numeric(events[column], errors="coerce")
-        if numbers.isna().any():
-            row = int(numbers.isna().to_numpy().argmax())
+        odd = ~np.isfinite(numbers.to_numpy(float))
+        if odd.any():
+            row = int(odd.argmax())
             raise ValueError(f"{path}: {column} {events[column].iloc[row]!r} is no number of seconds.")
         events[column] = numbers
     return events.assign(stem=[Path(name).stem for name in events["filename"].astype(str)])

@@ -44,6 +44,11 @@ def segment_scores(
     predictor = Predictor(open_ensemble([run], Opening(device, weights, calibrated=False)))
     ensemble = predictor.ensemble
     recordings = find_recordings(audio)
+    if any("/" in recording.name for recording in recordings):
+        raise ValueError(
+            f"{audio} holds recordings of one name in two folders, which a truth by file names cannot tell "
+            "apart; rename them."
+        )
     row_ids: list[str] = []
     scores: list[np.ndarray] = []
     for piece in predictor.pieces([recording.path for recording in recordings]):

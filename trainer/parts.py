@@ -19,13 +19,15 @@ FORMAT = 1
 class Done:
     """A recording that is done.
 
-    recording: its path below the audio folder; size, mtime_ns: of the file, to tell another one.
+    recording: its path below the audio folder; name: in front of its row ids.
+    size, mtime_ns: of the file as it was begun, to tell another one.
     rows, events: where they are in their files, in bytes; num_rows: of them.
     status, reasons: what was found; seconds: how long it is.
     whole: False where time ran out before its end.
     """
 
     recording: str
+    name: str
     size: int
     mtime_ns: int
     rows: tuple[int, int]
@@ -48,6 +50,7 @@ class Parts:
         self.done: dict[str, Done] = {}
         self._files: dict[str, BinaryIO] = {}
         self._begun: dict[str, int] = {}
+        self._stamp = (0, 0)
 
     def open(self, job: dict[str, Any], out: Path, *, overwrite: bool) -> None:
         """Begin, or go on with what was begun with the same job.
@@ -58,9 +61,12 @@ class Parts:
             ValueError: what is there was begun otherwise, and is not to be overwritten.
         """
         job = {"format": FORMAT, **job}
-        if overwrite:
-            self.remove()
         known = self._known_job()
+        if overwrite and known != json.loads(json.dumps(job)):
+            self.remove()
+            known = None
+        if known is None:
+            self.remove()  # nothing in it can be told from another job's
         if known is not None and known != json.loads(json.dumps(job)):
             changed = sorted(key for key in {*known, *job} if known.get(key) != job.get(key))
             raise ValueError(
@@ -108,25 +114,20 @@ class Parts:
             file.seek(end[name])
 
     def knows(self, recording: Recording) -> bool:
-        """Tell whether this file is done, whole and still the same."""
+        """Tell whether this file is done, whole, readable and still the same."""
         one = self.done.get(recording.relative)
-        if one is None or not one.whole:
+        if one is None or not one.whole or one.status == "unreadable" or one.name != recording.name:
             return False
-        found = recording.path.stat()
-        return (one.size, one.mtime_ns) == (found.st_size, found.st_mtime_ns)
+        return (one.size, one.mtime_ns) == _stamp(recording.path)
 
-    def begin(self) -> None:
-        """Note where the next recording's rows and events begin."""
+    def begin(self, recording: Recording) -> None:
+        """Note where the next recording's rows and events begin, and which file it is."""
+        self._stamp = _stamp(recording.path)
         self._begun = {name: self._files[name].tell() for name in ("rows.csv", "events.jsonl")}
 
     def add_rows(self, rows: bytes) -> None:
         """Append lines of the recording that was begun."""
         self._files["rows.csv"].write(rows)
-
-    def begun_rows(self) -> Iterator[bytes]:
-        """Yield what was appended since the recording was begun."""
-        self._files["rows.csv"].flush()
-        yield from self._read("rows.csv", (self._begun["rows.csv"], self._files["rows.csv"].tell()))
 
     def finish(
         self, recording: Recording, events: list[Event], num_rows: int, status: str,
@@ -139,18 +140,13 @@ class Parts:
         ranges = {name: (start, self._files[name].tell()) for name, start in self._begun.items()}
         for name in ranges:
             _sync(self._files[name])
-        size, mtime_ns = 0, 0
-        if recording.path.exists():
-            found = recording.path.stat()
-            size, mtime_ns = found.st_size, found.st_mtime_ns
         one = Done(
-            recording.relative, size, mtime_ns, ranges["rows.csv"], num_rows, ranges["events.jsonl"], status,
-            reasons, seconds, whole,
+            recording.relative, recording.name, *self._stamp, ranges["rows.csv"], num_rows,
+            ranges["events.jsonl"], status, reasons, seconds, whole,
         )  # fmt: skip
         self._files["done.jsonl"].write(json.dumps(asdict(one)).encode() + b"\n")
         _sync(self._files["done.jsonl"])
         self.done[recording.relative] = one
-        self.begin()
 
     def rows_of(self, recording: Recording) -> Iterator[bytes]:
         """Yield the lines of a recording that is done."""
@@ -183,6 +179,15 @@ class Parts:
         """Forget everything."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size and time of a file, zeros where it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _sync(file: BinaryIO) -> None:

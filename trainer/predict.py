@@ -98,7 +98,7 @@ class Predictor:
             raise ValueError(f"--smoothing is a weight in 0..1, got {smoothing:g}.")
         clip, frame = ensemble.grid.clip_samples, ensemble.frame_hop
         hop = round(clip * (1 - overlap))
-        if not 0 <= overlap < 1 or (overlap and hop % frame):
+        if not 0 <= overlap < 1 or not hop or (overlap and hop % frame):
             fitting = [1 - hop / clip for hop in range(frame, clip, frame)]
             raise ValueError(
                 f"--overlap {overlap:g}: windows must be moved by whole frames; here that is one of "

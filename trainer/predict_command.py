@@ -44,6 +44,7 @@ class PredictRequest:
     clips_per_species: int = 20
     calibrated: bool = True
     overwrite: bool = False
+    break_lock: bool = False
     png: Path | None = None
     truth: Path | None = None
     weights: str | None = None
@@ -62,6 +63,8 @@ def predict_recordings(request: PredictRequest) -> None:
         raise ValueError("--truth is for the pictures of --png: give both.")
     if request.threshold is not None and not 0 < request.threshold < 1:
         raise ValueError(f"--threshold is a probability between 0 and 1, got {request.threshold:g}.")
+    if request.clips_per_species < 1:
+        raise ValueError(f"--clips-per-species must be at least 1, got {request.clips_per_species}.")
     if request.budget_minutes < 0:
         raise ValueError(f"--budget-minutes must be positive, got {request.budget_minutes:g}.")
     sample = read_sample_submission(request.sample_submission) if request.sample_submission else None
@@ -78,7 +81,7 @@ def predict_recordings(request: PredictRequest) -> None:
     runs = identity_of(request.runs, calibrated=request.calibrated)
     place = str(request.frames.absolute()) if request.frames else ""
     facts = job_facts(predictor, runs, request.rules, threshold, layout, place)
-    with locked(request.out), closing(parts):
+    with locked(request.out, break_lock=request.break_lock), closing(parts):
         parts.open(facts, request.out, overwrite=request.overwrite)
         frames = None
         if request.frames:

@@ -66,6 +66,8 @@ class PredictionJob:
         """Read the headers of what is to be done, and write a submission of priors for it."""
         grid = self.predictor.ensemble.grid
         self._todo = [one for one in self.recordings if not self.parts.knows(one)]
+        for changed in self._todo:  # what is known of another file of this name is not this one's
+            self.parts.done.pop(changed.relative, None)
         self.report.num_skipped = len(self.recordings) - len(self._todo)
         self._levels = levels_from(self.predictor.full, grid.clip_samples)
         lengths = []
@@ -75,7 +77,7 @@ class PredictionJob:
                 num_samples = grid.resampled_length(header.num_frames, header.sample_rate_hz)
             except (ValueError, OSError):
                 num_segments, num_samples = 0, 0  # is found out again, and named, in its turn
-            self._pending[recording.relative] = num_segments, bool(num_samples % grid.clip_samples)
+            self._pending[recording.relative] = num_segments, num_segments * grid.clip_samples > num_samples
             lengths.append(num_samples)
         hops = [level.hop_samples for level in self._levels]
         self._windows = [[-(-length // hop) for length in lengths] for hop in hops]
@@ -212,7 +214,7 @@ class _RecordingWriter:
         self._events = EventFinder(
             ensemble.taxonomy, self._job.threshold, ensemble.frame_seconds, self._job.rules
         )
-        self._job.parts.begin()
+        self._job.parts.begin(recording)
 
     def _add(self, lines: list[tuple[str, bytes]]) -> None:
         self._job.parts.add_rows(b"".join(line for _, line in lines))
