@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from shared.documents import UNREADABLE
 from shared.taxonomy import Taxonomy
+from trainer.run import write_json
 
 FILE = "calibration.json"
 FORMAT = 1
@@ -47,10 +48,7 @@ def write_calibration(calibration: Calibration, taxonomy: Taxonomy, path: Path) 
             taxonomy.species, calibration.slope, calibration.offset, calibration.threshold, strict=True
         )
     }
-    document = {"format": FORMAT, **calibration.facts, "species": species}
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, {"format": FORMAT, **calibration.facts, "species": species})
 
 
 def read_calibration(folder: Path, taxonomy: Taxonomy) -> Calibration | None:

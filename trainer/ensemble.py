@@ -26,6 +26,8 @@ from trainer.data import frame_mask
 from trainer.network import Network
 from trainer.run import Run, load_run, read_facts, species_prior, weights_file
 
+MIN_TAIL_SECONDS = 1.0  # of the last segment
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -135,7 +137,6 @@ class Ensemble:
         self.threshold: np.ndarray = np.asarray(expit(np.mean(thresholds, axis=0)), np.float32)
         self.batch_clips = min(scorer.batch_clips for scorer in scorers)
         self.streams = min(scorer.streams for scorer in scorers)
-        self.is_calibrated = any(one.facts for one in calibrations)
 
     @property
     def segment_seconds(self) -> float:
@@ -244,9 +245,6 @@ def identity_of(paths: Sequence[Path], *, calibrated: bool) -> list[str]:
             state.update(file.read_bytes() if file.is_file() else b"none")
         found.append(state.hexdigest())
     return found
-
-
-MIN_TAIL_SECONDS = 1.0
 
 
 def segment_grid(run: Run) -> ClipGrid:

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from shared.documents import UNREADABLE
 from shared.taxonomy import Taxonomy
 from trainer.recordings import Recording
+from trainer.run import write_json
 
 FILE = "frames.json"
 
@@ -25,7 +26,7 @@ class FrameWriter:
         self._file: BinaryIO | None = None
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"frame_seconds": frame_seconds, "species": list(taxonomy.species)}
-        (folder / FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / FILE, facts)
 
     def add(self, frames: Float32[np.ndarray, "m k"]) -> None:
         """Append the next frames of the recording that is being written."""

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from shared.documents import UNREADABLE
 from trainer.events import Event
 from trainer.recordings import Recording
+from trainer.run import write_json
 
 FORMAT = 1
 
@@ -60,30 +61,29 @@ class Parts:
         Raises:
             ValueError: what is there was begun otherwise, and is not to be overwritten.
         """
-        job = {"format": FORMAT, **job}
+        wanted = json.loads(json.dumps({"format": FORMAT, **job}))
         known = self._known_job()
-        if overwrite and known != json.loads(json.dumps(job)):
-            self.remove()
-            known = None
-        if known is None:
-            self.remove()  # nothing in it can be told from another job's
-        if known is not None and known != json.loads(json.dumps(job)):
-            changed = sorted(key for key in {*known, *job} if known.get(key) != job.get(key))
-            raise ValueError(
-                f"{out} was begun with other settings ({', '.join(changed)}); give another --out, or "
-                "begin anew with --overwrite."
-            )
-        if known is None and out.exists() and not overwrite:
-            raise ValueError(f"{out} exists; give another --out, or replace it with --overwrite.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if known is None:
-            temporary = self.folder / "job.tmp"
-            temporary.write_text(json.dumps(job, indent=2), encoding="utf-8")
-            temporary.replace(self.folder / "job.json")
+        if known != wanted:
+            if known is not None and not overwrite:
+                changed = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
+                raise ValueError(
+                    f"{out} was begun with other settings ({', '.join(changed)}); give another --out, or "
+                    "begin anew with --overwrite."
+                )
+            if out.exists() and not overwrite:
+                raise ValueError(f"{out} exists; give another --out, or replace it with --overwrite.")
+            self._begin_anew(wanted)
         for name in ("rows.csv", "events.jsonl", "done.jsonl"):
             (self.folder / name).touch()
             self._files[name] = (self.folder / name).open("r+b")
         self._read_done()
+
+    def _begin_anew(self, job: dict[str, Any]) -> None:
+        """Forget everything; what a job that cannot be read has left is nobody's."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_json(self.folder / "job.json", job)
 
     def _known_job(self) -> dict[str, Any] | None:
         try:
@@ -174,11 +174,6 @@ class Parts:
         """Close the files; what was not finished is cut off by the next `open`."""
         for file in self._files.values():
             file.close()
-
-    def remove(self) -> None:
-        """Forget everything."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from scipy.special import expit
 from shared.audio import AudioHeader, ClipDecoder, Finding, read_header, to_int16
 from shared.clip_array import num_processors
 from shared.pipeline import in_order
-from shared.stage_clock import StageClock
 from trainer.ensemble import Ensemble, Logits
 from trainer.stitching import Stitcher, Stretch
 
@@ -93,7 +92,6 @@ class Predictor:
             ValueError: names the overlaps that there are.
         """
         self.ensemble, self.overlap, self.smoothing = ensemble, overlap, smoothing
-        self.clock = StageClock()
         if not 0 <= smoothing <= 1:
             raise ValueError(f"--smoothing is a weight in 0..1, got {smoothing:g}.")
         clip, frame = ensemble.grid.clip_samples, ensemble.frame_hop
@@ -147,12 +145,7 @@ class Predictor:
             return
         decoder = ClipDecoder(path, header, grid)
         chunk, start = _Chunk(level, [], []), 0
-        windows = iter(decoder)
-        while True:
-            with self.clock.measured("decode"):
-                clip = next(windows, None)
-            if clip is None:
-                break
+        for clip in decoder:
             chunk.waveforms.append(to_int16(clip.samples)[0])
             chunk.marks.append(_Window(number, start, clip.valid_samples))
             start += level.hop_samples

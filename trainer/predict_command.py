@@ -1,6 +1,6 @@
 """`trainer predict`: what its options mean together, and what it says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,10 +144,7 @@ def _write_events(request: PredictRequest, job: PredictionJob) -> None:
             click.echo(f"  {problem}", err=True)
 
 
-def _draw(
-    predictor: Predictor, recordings: Sequence[Recording], folder: Path, truth: Path | None,
-    say: Callable[[str], object] = click.echo,
-) -> None:  # fmt: skip
+def _draw(predictor: Predictor, recordings: Sequence[Recording], folder: Path, truth: Path | None) -> None:
     from trainer.evaluate import read_events
     from trainer.figure import draw_recording
 
@@ -155,6 +152,6 @@ def _draw(
     for recording in recordings:
         here = events[events["stem"] == recording.path.stem] if events is not None else None
         try:
-            say(f"  {draw_recording(predictor, recording.path, folder, here)}")
+            click.echo(f"  {draw_recording(predictor, recording.path, folder, here)}")
         except ValueError as error:
             click.echo(f"  no picture of {recording.relative}: {error}", err=True)

@@ -29,7 +29,6 @@ class Report:
     num_recordings: int = 0
     num_skipped: int = 0
     num_rows: int = 0
-    seconds: float = 0.0
     remarks: list[str] = field(default_factory=list)
 
 
@@ -177,7 +176,6 @@ class PredictionJob:
             report.remarks.append(
                 f"{gone} rows of the sample submission are of recordings that are not there: the prior"
             )
-        report.seconds = time.monotonic() - self.began
 
 
 class _RecordingWriter:
