@@ -5,15 +5,13 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
 from torch import Tensor
 
-from shared.audio import FULL_SCALE
 from shared.backbone import Backbone, load_backbone
 from shared.config import digest
 from shared.engines import make_engine
 from shared.features import FeatureConfig
-from shared.mel import LogMelImage
+from shared.images import ImageMaker, Waveforms
 from shared.stage_clock import StageClock
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -52,10 +50,9 @@ class Embedder:
         self.batch_clips = config.backbone.batch_clips
         self.grid = config.clips.grid()
         self.clock = StageClock()
-        self.image = LogMelImage(config.mel, self.grid, device)
+        self.images = ImageMaker(config, device, streams, self.clock)
         self.backbone = backbone or load_backbone(config.backbone, device)
-        shape = (self.batch_clips, 3, config.mel.num_mels, config.mel.num_frames(self.grid))
-        self.engine = make_engine(self.backbone, config.backbone, shape, device, streams)
+        self.engine = make_engine(self.backbone, config.backbone, self.images.shape, device, streams)
         probe = self.embed(np.zeros((1, self.grid.clip_samples), np.int16)).maps
         self.stages = self.backbone.asked_stages
         self.map_shapes = {stage: probe[stage].shape[1:] for stage in self.stages}
@@ -83,7 +80,7 @@ class Embedder:
         engine = {} if self.engine.name == "torch" else {self.engine.name: version(self.engine.name)}
         return {"device": gpu or self.device.type, "torch": torch.__version__, **engine}
 
-    def embed(self, waveforms: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Embedded:
+    def embed(self, waveforms: Waveforms) -> Embedded:
         """Return the maps of any number of clips: int16 as stored, or -1..1 on the device."""
         parts = [
             self._embed_batch(waveforms[start : start + self.batch_clips])
@@ -92,21 +89,8 @@ class Embedder:
         maps = {stage: np.concatenate([part.maps[stage] for part in parts]) for stage in self.backbone.stages}
         return Embedded(maps, np.concatenate([part.overflows for part in parts]))
 
-    def _embed_batch(self, batch: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Embedded:
+    def _embed_batch(self, batch: Waveforms) -> Embedded:
         return self.embed_images(self.images(batch), len(batch))
-
-    @torch.inference_mode()
-    def images(self, batch: Int16[np.ndarray, "b s"] | Float[Tensor, "b s"]) -> Tensor:
-        """Return the images of at most a batch of clips, filled up to a whole one (batch_clips, 3, M, N)."""
-        if self.streams > 1 and torch.get_num_threads() > 1:
-            torch.set_num_threads(1)  # counts for the calling thread: its stream is one core
-        with self.clock.measured("log-mel"):
-            waveforms = batch if isinstance(batch, Tensor) else self._on_device(batch).float() / FULL_SCALE
-            if len(batch) < self.batch_clips:
-                padding = waveforms.new_zeros(self.batch_clips - len(batch), waveforms.shape[1])
-                waveforms = torch.cat([waveforms, padding])
-            images: Tensor = self.image(waveforms).contiguous()
-            return images
 
     @torch.inference_mode()
     def embed_images(self, images: Tensor, num_clips: int) -> Embedded:
@@ -119,12 +103,6 @@ class Embedder:
                 for stage, half in zip(self.backbone.stages, halves, strict=True)
             }
             return Embedded(maps, sum(overflows).cpu().numpy())
-
-    def _on_device(self, batch: Int16[np.ndarray, "b s"]) -> Tensor:
-        waveforms = torch.from_numpy(batch)
-        if self.device.type != "cuda":
-            return waveforms
-        return waveforms.pin_memory().to(self.device, non_blocking=True)
 
 
 def _to_float16(values: Tensor) -> tuple[Tensor, Tensor]:

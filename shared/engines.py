@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
@@ -46,10 +47,7 @@ def make_engine(
     Raises:
         ValueError: the engine is not installed, or cannot compute at this precision here.
     """
-    name = config.engine
-    if name == "auto":
-        installed = importlib.util.find_spec("openvino") is not None
-        name = "openvino" if device.type == "cpu" and installed else "torch"
+    name = engine_for(config.engine, device)
     match name:
         case "torch":
             return TorchEngine(backbone, config.precision, device)
@@ -58,6 +56,14 @@ def make_engine(
         case "openvino":
             return OpenvinoEngine(backbone, config.precision, shape, device, streams)
     raise ValueError(f"backbone.engine must be one of {', '.join(ENGINES)}; got {name!r}.")
+
+
+def engine_for(name: str, device: torch.device) -> str:
+    """Return the engine that is meant: "auto" is OpenVINO on a CPU where it is installed, else torch."""
+    if name != "auto":
+        return name
+    installed = importlib.util.find_spec("openvino") is not None
+    return "openvino" if device.type == "cpu" and installed else "torch"
 
 
 class TorchEngine:
@@ -117,7 +123,7 @@ class OnnxruntimeEngine:
             raise ValueError(
                 f"backbone.engine = onnxruntime runs on the CPU in fp32, not on {device.type} in {precision}."
             )
-        need_package("onnxruntime", "backbone.engine = onnxruntime", "pip install 'dawnchorus[onnx]'")
+        need_package("onnxruntime", "engine onnxruntime", "pip install 'dawnchorus[onnx]', or use torch")
         stages = [f"maps_{number}" for number in range(len(backbone.stages))]
         graph = onnx_bytes(backbone, {"image": torch.zeros(shape)}, stages)
         self._session = onnx_session(graph, 1 if streams > 1 else torch.get_num_threads())
@@ -128,7 +134,7 @@ class OnnxruntimeEngine:
 
 
 class OpenvinoEngine:
-    """The same layers compiled by OpenVINO; one request per calling thread.
+    """The same layers compiled by OpenVINO.
 
     The precision is set on purpose: left alone, OpenVINO takes bf16 where the processor has it.
     """
@@ -140,11 +146,7 @@ class OpenvinoEngine:
     ) -> None:
         if device.type != "cpu":
             raise ValueError(f"backbone.engine = openvino runs on the CPU, not on {device.type}.")
-        need_package(
-            "openvino",
-            "backbone.engine = openvino",
-            "pip install openvino, or use --set backbone.engine=torch",
-        )
+        need_package("openvino", "engine openvino", "pip install 'dawnchorus[openvino]', or use torch")
         import openvino
 
         with torch.no_grad(), warnings.catch_warnings():
@@ -152,6 +154,25 @@ class OpenvinoEngine:
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(backbone, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
             model = openvino.convert_model(traced, input=[list(shape)])
+        self._model = OpenvinoModel(model, precision, streams)
+
+    def __call__(self, images: Images) -> Sequence[Tensor]:
+        """Return the maps; they are the caller's until its next call."""
+        return [torch.from_numpy(found) for found in self._model(images.numpy())]
+
+
+class OpenvinoModel:
+    """A model compiled for the CPU; one request per calling thread.
+
+    model: OpenVINO's own, with fixed shapes. streams: how many threads will call it at once.
+
+    Raises:
+        ValueError: the processor does not compute in this precision.
+    """
+
+    def __init__(self, model: Any, precision: str, streams: int) -> None:
+        import openvino
+
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": OPENVINO_HINTS[precision]}
         if streams > 1:
             settings |= {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": streams}
@@ -162,14 +183,15 @@ class OpenvinoEngine:
         if precision.upper() not in capabilities:
             raise ValueError(
                 f"this processor does not compute in {precision} (OpenVINO offers "
-                f"{', '.join(capabilities)}); use --set backbone.precision=fp32."
+                f"{', '.join(capabilities)}); use fp32."
             )
         self._compiled = core.compile_model(model, "CPU", settings)
         self._local = threading.local()
 
-    def __call__(self, images: Images) -> Sequence[Tensor]:
-        """Return the maps; they are the caller's until its next call."""
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """Return the outputs, in the model's order; they are the caller's until its next call."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
-        found = self._local.request.infer({0: images.numpy()}, share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(found[number]) for number in range(len(found))]
+        given = dict(enumerate(inputs))
+        found = self._local.request.infer(given, share_inputs=True, share_outputs=True)
+        return [found[number] for number in range(len(found))]

@@ -103,13 +103,17 @@ class LogMelImage(nn.Module):
 
     dB relative to the clip's maximum, cut at -top_db, scaled to 0..1; silence is all zeros.
     The loudness of a clip therefore does not matter, nor does the gain of its int16 samples.
+
+    always_nnaudio: nnAudio's layer on a CPU too, for a graph that others run.
     """
 
-    def __init__(self, config: MelConfig, grid: ClipGrid, device: torch.device) -> None:
+    def __init__(
+        self, config: MelConfig, grid: ClipGrid, device: torch.device, *, always_nnaudio: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_frames = config.num_frames(grid)
-        if device.type == "cpu":
+        if device.type == "cpu" and not always_nnaudio:
             self.power: nn.Module = FftMel(config, grid.sample_rate_hz)
         else:
             self.power = mel_spectrogram_layer(config, grid.sample_rate_hz).to(device)

@@ -23,21 +23,27 @@ def need_package(name: str, what: str, remedy: str) -> None:
         raise ValueError(f"{what}: {name} is not installed; {remedy}.")
 
 
-def onnx_session(graph: bytes, num_threads: int) -> Any:
+def onnx_session(graph: bytes | Path, num_threads: int) -> Any:
     """Return an ONNX Runtime session on the CPU; safe to be run by several threads at once.
 
-    num_threads: of one call.
+    graph: an ONNX file, or what is in one. num_threads: of one call.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+    )
 
 
-def onnx_bytes(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
-    """Return a module's graph for inputs of exactly these shapes, by name.
+def onnx_bytes(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], *, any_batch: bool = False
+) -> bytes:
+    """Return a module's graph for inputs of these shapes, by name.
+
+    any_batch: the first dimension of every input and output may be any; else the shapes are exact.
 
     Raises:
         ValueError: the packages that write ONNX are not installed.
@@ -50,5 +56,6 @@ def onnx_bytes(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequenc
         torch.onnx.export(
             module.eval(), tuple(inputs.values()), str(path), dynamo=True, opset_version=OPSET,
             input_names=list(inputs), output_names=list(outputs), external_data=False, verbose=False,
+            dynamic_shapes=[{0: torch.export.Dim("batch")} for _ in inputs] if any_batch else None,
         )  # fmt: skip
         return path.read_bytes()

@@ -11,8 +11,8 @@ from scipy.special import expit
 
 from trainer import calibrate as fits
 from trainer.calibration import FILE, Calibration, write_calibration
-from trainer.ensemble import Opening, open_ensemble
 from trainer.no_call import false_alarms, made_recordings
+from trainer.opening import Opening, open_ensemble
 from trainer.out_of_fold import OutOfFold, read_out_of_fold
 from trainer.predict import Predictor
 from trainer.recordings import Recording, find_recordings

@@ -9,11 +9,11 @@ import torch
 
 from shared.command_line import text_table
 from shared.store import FeatureStore
-from trainer.ensemble import Opening, open_ensemble
 from trainer.evaluate import read_events, segment_truth, validation_scores
 from trainer.folded import head_name, out_of_fold_figures
 from trainer.loop import Precision
 from trainer.metrics import Scores
+from trainer.opening import Opening, open_ensemble
 from trainer.out_of_fold import read_out_of_fold
 from trainer.predict import Predictor
 from trainer.recordings import find_recordings

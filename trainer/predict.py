@@ -12,7 +12,8 @@ from scipy.special import expit
 from shared.audio import AudioHeader, ClipDecoder, Finding, read_header, to_int16
 from shared.clip_array import num_processors
 from shared.pipeline import in_order
-from trainer.ensemble import Ensemble, Logits
+from trainer.ensemble import Ensemble
+from trainer.scorers import Logits
 from trainer.stitching import Stitcher, Stretch
 
 DECODE_DEPTH = 2  # chunks of one recording's windows that wait

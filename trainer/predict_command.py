@@ -13,10 +13,11 @@ from shared.embedder import choose_device
 from shared.lock import locked
 from shared.stopping import stopping_only_at
 from trainer.clip_files import num_clips, write_clips
-from trainer.ensemble import Ensemble, Opening, identity_of, open_ensemble
+from trainer.ensemble import Ensemble
 from trainer.event_tables import FORMATS, Band, Detections, event_path
 from trainer.events import EventRules
 from trainer.frame_files import FrameWriter
+from trainer.opening import Opening, identity_of, open_ensemble
 from trainer.parts import Parts
 from trainer.predict import Predictor
 from trainer.prediction_job import PredictionJob, Report, job_facts

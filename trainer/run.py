@@ -193,7 +193,7 @@ def load_run(path: Path) -> Run:
         raise ValueError(
             f"{path}/run.json lacks {', '.join(sorted(missing))}; train again with `trainer fit`."
         )
-    train, features, tune = _parse(sections, facts)
+    train, features, tune = parse_run_config(sections, facts)
     taxonomy = read_taxonomy(path / "taxonomy.csv")
     num_channels, num_rows, _ = facts["map_shape"]
     model: nn.Module = Head(num_channels, num_rows, len(taxonomy), train.head)
@@ -226,7 +226,7 @@ def species_prior(path: Path, taxonomy: Taxonomy) -> np.ndarray:
     return shares / np.float32(len(labels) + len(taxonomy))
 
 
-def _parse(
+def parse_run_config(
     sections: dict[str, Any], facts: dict[str, Any]
 ) -> tuple[TrainConfig, FeatureConfig, TuneConfig | None]:
     """Return the configs that a run's config.toml holds."""

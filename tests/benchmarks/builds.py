@@ -100,7 +100,7 @@ class Stages:
         self.plan, self.embedder, self.folder = plan, embedder, folder
         self.clips = np.stack([clip for clip, _ in self._decoded()])
         with torch.inference_mode():
-            self.images = embedder.image(torch.from_numpy(self.clips[: self._batch]).float() / 32768)
+            self.images = embedder.images.image(torch.from_numpy(self.clips[: self._batch]).float() / 32768)
         self.maps = embedder.embed(self.clips[: self._batch]).maps
 
     @property
@@ -117,7 +117,7 @@ class Stages:
         ]
 
     def _log_mel(self) -> None:
-        self.embedder.image(torch.from_numpy(self.clips[: self._batch]).float() / 32768)
+        self.embedder.images.image(torch.from_numpy(self.clips[: self._batch]).float() / 32768)
 
     def _backbone(self) -> None:
         for maps in self.embedder.engine(self.images):

@@ -39,7 +39,7 @@ def maps_of(embedder: Embedder, waveforms: np.ndarray) -> np.ndarray:
             batch = torch.zeros(embedder.batch_clips, waveforms.shape[1])
             some = torch.from_numpy(waveforms[first : first + embedder.batch_clips])
             batch[: len(some)] = some
-            (maps,) = embedder.engine(embedder.image(batch).contiguous())
+            (maps,) = embedder.engine(embedder.images.image(batch).contiguous())
             found.append(maps[: len(some)].float().numpy().copy())
     return np.concatenate(found)
 
@@ -90,7 +90,7 @@ def precision() -> Numbers:
     }
     reference = maps_of(embedders["torch fp32"], exact)
     with torch.inference_mode():
-        image = embedders["torch fp32"].image
+        image = embedders["torch fp32"].images.image
         images = [image(torch.from_numpy(samples[:64])) for samples in (exact, rounded)]
     errors = (images[0] - images[1]).abs() * config.mel.top_db
     decibels = {"mean": float(errors.mean()), "largest": float(errors.max())}

@@ -27,13 +27,13 @@ from shared.mel import MelConfig
 from shared.store import FeatureStore
 from trainer.config import FinetuneConfig, HeadConfig, LossConfig
 from trainer.data import all_batches
-from trainer.ensemble import Opening, open_ensemble
 from trainer.evaluate import data_of
 from trainer.finetune import tuning_optimiser
 from trainer.heads import Head
 from trainer.loop import Precision, Training, score_clips, warmup_cosine
 from trainer.mixup import Batch
 from trainer.network import Network, make_network
+from trainer.opening import Opening, open_ensemble
 from trainer.run import load_run
 
 Run = Callable[..., Result]

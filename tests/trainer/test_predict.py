@@ -18,7 +18,7 @@ from tones import tone
 
 from shared.taxonomy import Taxonomy
 from trainer.calibration import Calibration, write_calibration
-from trainer.ensemble import Opening, open_ensemble
+from trainer.opening import Opening, open_ensemble
 from trainer.predict import Level, Piece, Predictor
 from trainer.run import load_run
 
