@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from shared.backbone import Backbone, load_backbone
@@ -91,6 +92,16 @@ class Embedder:
 
     def _embed_batch(self, batch: Waveforms) -> Embedded:
         return self.embed_images(self.images(batch), len(batch))
+
+    @torch.inference_mode()
+    def maps_of_images(self, images: Tensor, num_clips: int) -> dict[str, Float[Tensor, "b c f t"]]:
+        """Return the maps of the first `num_clips` images as they are, on the device.
+
+        They are the caller's until its next call.
+        """
+        with self.clock.measured("backbone"):
+            found = [values[:num_clips].float() for values in self.engine(images)]
+            return dict(zip(self.backbone.stages, found, strict=True))
 
     @torch.inference_mode()
     def embed_images(self, images: Tensor, num_clips: int) -> Embedded:

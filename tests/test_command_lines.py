@@ -24,6 +24,7 @@ OPTIONS = {
     "featurestore info": "--all --json STORE",
     "featurestore synth": "--recordings --seed --soundscapes --species OUT",
     "trainer calibrate": "--device --json --no-call --no-call-minutes --precision --weights RUN",
+    "trainer export": "--features --openvino --out --overwrite --weights RUN",
     "trainer score": "--collar --events --frames --json --segment --truth",
     "trainer compare": "--json RUN_A RUN_B",
     "trainer fit": "--choose-by --config --device --features --fold --folds --grid --nested --out --resume "
@@ -32,6 +33,7 @@ OPTIONS = {
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
     "trainer predict": "--audio --break-lock --budget-minutes --clips --clips-per-species --device --engine "
     "--event-join --event-min --event-pad --events --frames --out --overlap --overwrite --png "
+    "--precision "
     "--sample-submission --smoothing --threshold --truth --uncalibrated --weights RUNS",
 }
 

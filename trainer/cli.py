@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shared.command_line import SET_HELP, one_line_errors
-from trainer.cli_results import DEVICES, WEIGHTS_HELP, calibrate, compare, evaluate, predict, score
+from trainer.cli_results import DEVICES, WEIGHTS_HELP, calibrate, compare, evaluate, export, predict, score
 
 if TYPE_CHECKING:
     from shared.store import FeatureStore
@@ -29,7 +29,7 @@ def main() -> None:
     """
 
 
-for command in (evaluate, compare, predict, calibrate, score):
+for command in (evaluate, compare, predict, calibrate, score, export):
     main.add_command(command)
 
 

@@ -143,6 +143,12 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
     help="What runs the backbone; auto: as the config says.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default=None,
+    help="What the backbone computes in; default: as it was trained, fp32 for an exported model.",
+)
+@click.option(
     "--budget-minutes", default=0.0, help="Score no longer: sheds overlap, then backbones, then recordings."
 )
 @click.option(
@@ -225,6 +231,41 @@ def calibrate(
             run, precision, no_call, no_call_minutes, choose_device(device), weights, bar.update
         )
     click.echo(json.dumps(facts, indent=2) if as_json else calibration_text(run, facts))
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder of the model.")
+@click.option("--openvino", is_flag=True, help="Write OpenVINO's own form too (model.xml).")
+@click.option(
+    "--features", type=PATH, help="Store to count licences and authors in; default: that of the training."
+)
+@click.option("--weights", metavar="FILE", help=WEIGHTS_HELP)
+@click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
+@one_line_errors
+def export(
+    run: Path, out: Path, openvino: bool, features: Path | None, weights: str | None, overwrite: bool
+) -> None:
+    """Write a run, or all folds of one, as a model that runs without it, and without Dawnchorus.
+
+    One ONNX graph takes images and one takes waveforms; both give calibrated probabilities per clip and
+    frame. With them: weights, config, species, calibration, a model card, and whom the training recordings
+    are by. `trainer predict` takes the folder in place of a run.
+
+    \b
+    Example:
+      trainer export runs/all --out model --openvino
+      trainer predict model --audio soundscapes --out submission.csv --engine openvino
+    """
+    from shared.command_line import size_text
+    from trainer.export_command import export_run
+
+    export_run(
+        run, out, openvino=openvino, features=features, weights=weights, overwrite=overwrite,
+        say=lambda line: click.echo(f"  {line}"),
+    )  # fmt: skip
+    size = sum(file.stat().st_size for file in out.iterdir())
+    click.echo(f"{out}: {size_text(size)}; {out / 'README.md'} says what it is")
 
 
 @click.command()

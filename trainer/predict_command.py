@@ -36,6 +36,7 @@ class PredictRequest:
     overlap: float = 0.0
     smoothing: float = 0.0
     engine: str = "auto"
+    precision: str | None = None
     budget_minutes: float = 0.0
     events: tuple[str, ...] = ()
     threshold: float | None = None
@@ -100,7 +101,11 @@ def predict_recordings(request: PredictRequest) -> None:
 def _opened(request: PredictRequest) -> Ensemble:
     engine = "" if request.engine == "auto" else request.engine
     opening = Opening(
-        choose_device(request.device), request.weights, engine=engine, calibrated=request.calibrated
+        choose_device(request.device),
+        request.weights,
+        engine=engine,
+        precision=request.precision or "",
+        calibrated=request.calibrated,
     )
     return open_ensemble(request.runs, opening)
 

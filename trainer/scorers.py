@@ -58,7 +58,10 @@ class Scorer(Protocol):
 
 
 class HeadsOnBackbone:
-    """Heads of runs behind the backbone that their features were made with, or that was trained with them."""
+    """Heads of runs behind the backbone that their features were made with, or that was trained with them.
+
+    Maps are not rounded to float16 as stored ones are.
+    """
 
     def __init__(self, embedder: Embedder, stage: str, heads: list[nn.Module], sides: list[int]) -> None:
         self.embedder, self.stage, self.sides = embedder, stage, sides
@@ -75,11 +78,10 @@ class HeadsOnBackbone:
     @torch.inference_mode()
     def __call__(self, images: Tensor, valid: np.ndarray) -> list[Logits]:
         """Return every head's logits."""
-        maps = self.embedder.embed_images(images, len(valid)).maps[self.stage]
+        maps = self.embedder.maps_of_images(images, len(valid))[self.stage]
         mask = frame_mask(valid, frame_hop=self.map_hop, num_frames=maps.shape[3])
-        device = self.embedder.device
-        given = torch.from_numpy(maps).to(device).float(), torch.from_numpy(mask).to(device)
-        outputs = [head(*given) for head in self.heads]
+        given = torch.from_numpy(mask).to(maps.device)
+        outputs = [head(maps, given) for head in self.heads]
         return [
             Logits(one.clip_wise.float().cpu().numpy(), one.frame_wise.float().cpu().numpy())
             for one in outputs

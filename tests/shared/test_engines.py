@@ -61,7 +61,10 @@ def test_openvino_computes_in_the_precision_that_was_asked_for() -> None:
     """Left alone it takes bf16 where the processor has it."""
     engine = embedder("openvino").engine
     assert isinstance(engine, OpenvinoEngine)
-    assert str(engine._model._compiled.get_property("INFERENCE_PRECISION_HINT")) in ("f32", "<Type: 'float32'>")
+    assert str(engine._model._compiled.get_property("INFERENCE_PRECISION_HINT")) in (
+        "f32",
+        "<Type: 'float32'>",
+    )
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])

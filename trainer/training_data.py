@@ -1,0 +1,83 @@
+"""Which recordings a run learned from, and whom they are by."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from shared.documents import UNREADABLE
+from shared.store import FeatureStore
+from trainer.run import read_facts
+
+FILE = "attribution.csv"
+KEYS = ["source", "filename", "sha256"]
+COLUMNS = ["source", "filename", "primary_label", "author", "license", "url"]
+NOT_GIVEN = "not given"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The recordings that some head of a run learned from (N rows of COLUMNS, text).
+
+    is_attributed: whether the store was there; else author, license and url are empty.
+    num_clips: of these recordings; None where the store was not there.
+    """
+
+    recordings: pd.DataFrame
+    is_attributed: bool
+    num_clips: int | None = None
+
+    def counts(self, column: str) -> list[tuple[str, int]]:
+        """Return a column's values, the most frequent first, with how many recordings have each."""
+        values = Counter(value.strip() or NOT_GIVEN for value in self.recordings[column])
+        return sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
+
+    def non_commercial(self) -> int:
+        """Return how many recordings' licences forbid commercial use by their name."""
+        names = self.recordings["license"].str.lower()
+        return int(names.str.contains(r"non-?commercial|\bnc\b|by-nc", regex=True).sum())
+
+
+def training_data(members: list[Path], features: Path | None) -> TrainingData:
+    """Read the training recordings of a run, or of its folds, and their metadata.
+
+    features: a store that holds them; None: the one that the run was trained on, where it is still there.
+
+    Raises:
+        ValueError: a run's split is damaged; `features` cannot be opened or lacks some of the recordings.
+    """
+    trained = pd.concat([_trained(path) for path in members]).drop_duplicates(KEYS, ignore_index=True)
+    place = features or Path(read_facts(members[0])["features"])
+    try:
+        store = FeatureStore(place)
+    except UNREADABLE:
+        if features:
+            raise
+        return TrainingData(trained.reindex(columns=COLUMNS, fill_value=""), is_attributed=False)
+    known = store.recordings.drop_duplicates(KEYS).set_index(KEYS)
+    keys = pd.MultiIndex.from_frame(trained[KEYS])
+    rows = known.index.get_indexer(keys)
+    if (rows < 0).any():
+        missing = trained["filename"][rows < 0]
+        if features:
+            raise ValueError(
+                f"{features} lacks {len(missing)} of the {len(trained)} training recordings, "
+                f"{missing.iloc[0]} first; give the store that the run was trained on."
+            )
+        return TrainingData(trained.reindex(columns=COLUMNS, fill_value=""), is_attributed=False)
+    others = [name for name in COLUMNS if name not in trained]
+    for name in others:
+        column = known[name] if name in known else pd.Series("", known.index)
+        trained[name] = column.iloc[rows].astype(str).to_numpy()
+    numbers = set(store.recordings.index[store.recordings.set_index(KEYS).index.isin(keys)])
+    num_clips = int(store.clips["recording"].isin(numbers).sum())
+    return TrainingData(trained[COLUMNS], is_attributed=True, num_clips=num_clips)
+
+
+def _trained(path: Path) -> pd.DataFrame:
+    try:
+        split = pd.read_csv(path / "split.csv", dtype=str, keep_default_na=False)
+        return split[split["side"].isin(["training", "watched"])][[*KEYS, "primary_label"]]
+    except UNREADABLE as error:
+        raise ValueError(f"{path}/split.csv is missing or damaged: {error}.") from error
