@@ -27,15 +27,22 @@ def onnx_session(graph: bytes | Path, num_threads: int) -> Any:
     """Return an ONNX Runtime session on the CPU; safe to be run by several threads at once.
 
     graph: an ONNX file, or what is in one. num_threads: of one call.
+
+    Raises:
+        ValueError: it is no graph that ONNX Runtime can run.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # it has a dozen classes of them, all directly below Exception
+        name = "the graph" if isinstance(graph, bytes) else graph
+        raise ValueError(f"onnxruntime cannot read {name}: {error}") from error
 
 
 def onnx_bytes(

@@ -1,6 +1,7 @@
 """Fixtures: a tiny data set and a tiny front end, so that whole programs run in a second or two."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def tiny_config(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> Path:
     """Twelve recordings of three species, tones in noise; 2 to 4 clips each."""
-    folder = tmp_path / "data"
+    return make_tiny_data(tmp_path / "data")
+
+
+def make_tiny_data(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(12):
@@ -88,7 +92,7 @@ def tiny_data(tmp_path: Path) -> Path:
 Run = Callable[..., Result]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_program() -> Run:
     """Run `featurestore` or `trainer` in this process and return what came out."""
     from featurestore.cli import main as featurestore
@@ -120,3 +124,47 @@ def build_tiny(tiny_data: Path, tiny_config: Path, run_program: Run) -> Callable
         return out
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, run_program: Run) -> Path:
+    """A tiny store and runs on it, for all tests: of all three folds, of one head, of a tuned network."""
+    folder = tmp_path_factory.mktemp("trained")
+    config, store, runs = folder / "tiny.toml", folder / "tiny.zarr", folder / "runs"
+    config.write_text(TINY_TOML)
+    data = make_tiny_data(folder / "data")
+    run_program("featurestore", "build", "--config", config, "--metadata", data / "metadata.csv",
+                "--audio", data / "audio", "--out", store)  # fmt: skip
+    fit = ["fit", "--features", store, "--config", config]
+    run_program("trainer", *fit, "--out", runs / "all", "--folds", "3", "--workers", "1")
+    run_program("trainer", *fit, "--out", runs / "one", "--set", "fit.seed=5", "--set", "fit.epochs=30")
+    tune = ["finetune", "--features", store, "--init", runs / "one", "--config", config]
+    run_program("trainer", *tune, "--out", runs / "tuned", "--set", "finetune.epochs=1")
+    return runs
+
+
+@pytest.fixture
+def store(trained: Path) -> Path:
+    """The store of the trained runs; not to be changed."""
+    return trained.parent / "tiny.zarr"
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained runs, to be changed at will; their store is everybody's."""
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+@pytest.fixture
+def scapes(tmp_path: Path) -> Path:
+    """Six soundscapes of three tones each, half of them in a folder below."""
+    folder = tmp_path / "scapes"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(2)
+    for number in range(6):
+        parts = [tone(float(f), 1.5) for f in rng.choice([500, 1500, 3000], 3)]
+        samples = np.concatenate(parts)
+        noise = 0.02 * rng.standard_normal(len(samples))
+        place = folder / "deep" if number % 2 else folder
+        soundfile.write(place / f"s{number}.wav", samples + noise, TINY_RATE_HZ)
+    return folder

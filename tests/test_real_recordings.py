@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
+import torch
 import zarr
 from click.testing import Result
 
+from shared.mel import LogMelImage
 from shared.store import FeatureStore
+from trainer.exported import IMAGE_GRAPH, WAVEFORM_GRAPH, read_exported
+from trainer.run import read_facts
 
 Run = Callable[..., Result]
 CONFIG = Path("configs/demo.toml")
@@ -53,6 +58,41 @@ def test_the_birdclef_sample_becomes_a_submission(
     assert len({tuple(row) for row in values}) == 96
     assert values.std(axis=0).max() > 0.01
     assert_every_format_opens(run_program, tmp_path, data)
+    assert_exported_graphs_agree(run_program, tmp_path, store)
+
+
+def assert_exported_graphs_agree(run_program: Run, tmp_path: Path, store: FeatureStore) -> None:
+    """Run both graphs on every clip of the real recordings, beside torch."""
+    run_program("trainer", "calibrate", tmp_path / "run", "--no-call-minutes", "0")
+    run_program("trainer", "export", tmp_path / "run", "--out", tmp_path / "model")
+    exported = read_exported(tmp_path / "model", read_facts(tmp_path / "model"))
+    stored = zarr.open_group(store.path, mode="r")["waveforms"]
+    assert isinstance(stored, zarr.Array)
+    waveforms = torch.from_numpy(np.asarray(stored[:])).float() / 32768
+    valid = torch.from_numpy(store.clips["valid_samples"].to_numpy(copy=True))
+    image = LogMelImage(exported.features.mel, exported.features.clips.grid(), torch.device("cpu"))
+    model = exported.model()
+    sessions = {
+        name: onnxruntime.InferenceSession(tmp_path / "model" / name)
+        for name in (IMAGE_GRAPH, WAVEFORM_GRAPH)
+    }
+    worst = dict.fromkeys(sessions, 0.0)
+    for start in range(0, len(valid), 16):
+        part = slice(start, start + 16)
+        images, samples = image(waveforms[part]), valid[part]
+        with torch.inference_mode():
+            expected = model(images, samples)
+        given = {
+            IMAGE_GRAPH: {"image": images.numpy()},
+            WAVEFORM_GRAPH: {"waveform": waveforms[part].numpy()},
+        }
+        for name, session in sessions.items():
+            inputs = given[name] | {"valid_samples": samples.numpy()}
+            found = session.run(["clip_wise", "frame_wise"], inputs)
+            pairs = zip(found, expected, strict=False)
+            worst[name] = max(worst[name], *(float(np.abs(a - b.numpy()).max()) for a, b in pairs))
+    assert len(valid) > 50
+    assert all(0 < difference <= 1e-4 for difference in worst.values()), worst
 
 
 def assert_every_format_opens(run_program: Run, tmp_path: Path, data: Path) -> None:

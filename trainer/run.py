@@ -180,6 +180,8 @@ def load_run(path: Path) -> Run:
         ValueError: no run, of another format, of several folds, or with a damaged file.
     """
     facts = read_facts(path)
+    if facts.get("kind") == "export":
+        raise ValueError(f"{path} is an exported model, for `trainer predict`; name the run that it is of.")
     if facts.get("kind", "head") not in ("head", "network"):
         first = path / facts["runs"][0] if facts.get("runs") else "a run of `trainer fit`"
         raise ValueError(f"{path} holds no head of its own; name one, as in {first}.")

@@ -124,19 +124,19 @@ def _graph_runner(
         ValueError: the engine is not installed, cannot compute so, or cannot read the file.
     """
     need_package(engine, f"engine {engine}", f"pip install {engine}, or use --engine torch")
-    try:
-        if engine == "onnxruntime":
-            if precision != "fp32":
-                raise ValueError(f"--engine onnxruntime computes in fp32, not in {precision}.")
-            session = onnx_session(path, 1 if streams > 1 else torch.get_num_threads())
-            return lambda images, valid: session.run(
-                ["clip_logits", "frame_logits"], {"image": images, INPUT_SAMPLES: valid}
-            )
-        import openvino
+    if engine == "onnxruntime":
+        if precision != "fp32":
+            raise ValueError(f"--engine onnxruntime computes in fp32, not in {precision}.")
+        session = onnx_session(path, 1 if streams > 1 else torch.get_num_threads())
+        return lambda images, valid: session.run(
+            ["clip_logits", "frame_logits"], {"image": images, INPUT_SAMPLES: valid}
+        )
+    import openvino
 
+    try:
         graph = openvino.Core().read_model(path)
         graph.reshape({"image": list(shape), INPUT_SAMPLES: [shape[0]]})
-        compiled = OpenvinoModel(graph, precision, streams)
-    except RuntimeError as error:  # both have only such errors of their own
-        raise ValueError(f"{engine} cannot read {path}: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        raise ValueError(f"openvino cannot read {path}: {str(error).splitlines()[0]}") from error
+    compiled = OpenvinoModel(graph, precision, streams)
     return lambda images, valid: compiled(images, valid)[2:]

@@ -26,33 +26,6 @@ Run = Callable[..., Result]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def runs(build_tiny: Callable[..., Path], tiny_config: Path, run_program: Run) -> Path:
-    """A folder with a run of all three folds, of one head, and of a tuned network."""
-    store = build_tiny()
-    out = store.parent / "runs"
-    fit = ["fit", "--features", store, "--config", tiny_config]
-    run_program("trainer", *fit, "--out", out / "all", "--folds", "3", "--workers", "1")
-    run_program("trainer", *fit, "--out", out / "one", "--set", "fit.seed=5", "--set", "fit.epochs=30")
-    tune = ["finetune", "--features", store, "--init", out / "one", "--config", tiny_config]
-    run_program("trainer", *tune, "--out", out / "tuned", "--set", "finetune.epochs=1")
-    return out
-
-
-@pytest.fixture
-def scapes(tmp_path: Path) -> Path:
-    folder = tmp_path / "scapes"
-    (folder / "deep").mkdir(parents=True)
-    rng = np.random.default_rng(2)
-    for number in range(6):
-        parts = [tone(float(f), 1.5) for f in rng.choice([500, 1500, 3000], 3)]
-        samples = np.concatenate(parts)
-        noise = 0.02 * rng.standard_normal(len(samples))
-        place = folder / "deep" if number % 2 else folder
-        soundfile.write(place / f"s{number}.wav", samples + noise, 8000)
-    return folder
-
-
 def rows_of(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="") as file:
         _, *rows = csv.reader(file)
@@ -155,9 +128,8 @@ def test_a_calibration_in_the_run_is_used_and_its_thresholds_too(
 
 
 def test_members_with_other_species_or_clips_are_refused(
-    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, tiny_config: Path
+    runs: Path, store: Path, scapes: Path, run_program: Run, tmp_path: Path, tiny_config: Path
 ) -> None:
-    store = runs.parent / "tiny.zarr"
     taxonomy = tmp_path / "t.csv"
     taxonomy.write_text("primary_label\nlow\nhigh\n")
     run_program("trainer", "fit", "--features", store, "--config", tiny_config, "--out", runs / "two",
@@ -168,11 +140,11 @@ def test_members_with_other_species_or_clips_are_refused(
 
 
 def test_species_in_another_order_are_put_into_the_first_runs(
-    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, tiny_config: Path
+    runs: Path, store: Path, scapes: Path, run_program: Run, tmp_path: Path, tiny_config: Path
 ) -> None:
     taxonomy = tmp_path / "t.csv"
     taxonomy.write_text("primary_label\nmiddle\nlow\nhigh\n")
-    run_program("trainer", "fit", "--features", runs.parent / "tiny.zarr", "--config", tiny_config,
+    run_program("trainer", "fit", "--features", store, "--config", tiny_config,
                 "--out", runs / "other", "--taxonomy", taxonomy, "--set", "fit.epochs=30")  # fmt: skip
     audio = ["--audio", scapes]
     one = predicted(run_program, tmp_path / "1.csv", runs / "one", *audio)

@@ -1,0 +1,294 @@
+"""Exported models: graphs that compute what torch does, a folder that stands alone, a card that is true."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from click.testing import Result
+from tones import TINY_RATE_HZ, tone
+
+import shared.backbone
+from shared.mel import LogMelImage
+from shared.taxonomy import Taxonomy
+from trainer.calibration import Calibration, write_calibration
+from trainer.exported import IMAGE_GRAPH, OPENVINO_GRAPH, WAVEFORM_GRAPH, WEIGHTS, read_exported
+from trainer.run import read_facts
+from trainer.training_data import training_data
+
+Run = Callable[..., Result]
+SPECIES = Taxonomy(("high", "low", "middle"))
+
+
+def export(run_program: Run, run: Path, out: Path, *more: object, status: int = 0) -> Result:
+    return run_program("trainer", "export", run, "--out", out, *more, status=status)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, run_program: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one head, exported in all forms, for all tests."""
+    out = tmp_path_factory.mktemp("exported") / "model"
+    export(run_program, trained / "one", out, "--openvino")
+    return out
+
+
+@pytest.fixture
+def model(exported: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed at will."""
+    return Path(shutil.copytree(exported, tmp_path / "model"))
+
+
+@pytest.fixture
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of the time, where a test is of everything else."""
+
+    def write(module: object, inputs: object, path: Path) -> float:
+        path.write_bytes(b"graph")
+        return 0.0
+
+    monkeypatch.setattr("trainer.export._write_graph", write)
+
+
+def noise_and_tones(num: int, samples: int) -> np.ndarray:
+    """Return clips (num, samples) of -1..1, of all colours and levels, some silent, some cut."""
+    rng = np.random.default_rng(1)
+    clips = rng.standard_normal((num, samples))
+    clips = np.cumsum(clips, axis=1) if num == 1 else clips
+    times = np.arange(samples) / TINY_RATE_HZ
+    clips += rng.uniform(0, 20, (num, 1)) * np.sin(2 * np.pi * rng.uniform(100, 3900, (num, 1)) * times)
+    clips *= 10 ** rng.uniform(-4, 0, (num, 1)) / np.abs(clips).max(axis=1, keepdims=True)
+    clips[::97] = 0
+    return clips.astype(np.float32)
+
+
+@pytest.mark.parametrize("run", ["all", "tuned"])
+def test_both_graphs_give_torchs_probabilities_for_a_thousand_clips_in_any_batch(
+    runs: Path, run_program: Run, tmp_path: Path, run: str
+) -> None:
+    slope, offset = np.array([3, 2, 1.5], np.float32), np.array([4, 2, 1], np.float32)
+    write_calibration(Calibration(slope, offset, slope / 5, {}), SPECIES, runs / run / "calibration.json")
+    export(run_program, runs / run, tmp_path / "model")
+    exported = read_exported(tmp_path / "model", read_facts(tmp_path / "model"))
+    grid, model = exported.features.clips.grid(), exported.model()
+    clips = noise_and_tones(1000, grid.clip_samples)
+    valid = np.random.default_rng(2).integers(1, grid.clip_samples + 1, 1000)
+    images = LogMelImage(exported.features.mel, grid, torch.device("cpu"))(torch.from_numpy(clips))
+    with torch.inference_mode():
+        expected = [values.numpy() for values in model(images, torch.from_numpy(valid))]
+    assert expected[0].std(axis=0).min() > 0.05  # else any graph would do
+    assert len(model.heads) == (3 if run == "all" else 1)
+    for name, inputs in ((IMAGE_GRAPH, {"image": images.numpy()}), (WAVEFORM_GRAPH, {"waveform": clips})):
+        session = onnxruntime.InferenceSession(tmp_path / "model" / name)
+        worst = 0.0
+        for part in (slice(0, 1), slice(1, 300), slice(300, 1000)):
+            given = {key: value[part] for key, value in inputs.items()} | {"valid_samples": valid[part]}
+            found = session.run(["clip_wise", "frame_wise"], given)
+            pairs = zip(found, expected, strict=False)
+            worst = max(worst, *(float(np.abs(one - two[part]).max()) for one, two in pairs))
+        assert worst <= 1e-4, name
+
+
+def predicted(run_program: Run, out: Path, *args: object) -> pd.DataFrame:
+    run_program("trainer", "predict", *args, "--out", out)
+    return pd.read_csv(out, index_col=0)
+
+
+def test_predict_from_the_folder_is_predict_from_the_run_by_every_engine(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ones = np.ones(3, np.float32)
+    calibration = Calibration(2 * ones, ones, 0.4 * ones, {})
+    write_calibration(calibration, SPECIES, runs / "all" / "calibration.json")
+    audio = ["--audio", scapes, "--overlap", 0.5]
+    expected = predicted(run_program, tmp_path / "run.csv", runs / "all", *audio)
+    plain = predicted(run_program, tmp_path / "plain.csv", runs / "all", *audio, "--uncalibrated")
+    assert (expected - plain).abs().max().max() > 0.05
+    model = tmp_path / "elsewhere" / "model"
+    export(run_program, runs / "all", model, "--openvino")
+    shutil.rmtree(runs)
+
+    def no_weights(*_: object) -> None:
+        raise ValueError("there are no weights here")
+
+    monkeypatch.setattr(shared.backbone, "find_weights", no_weights)
+    for engine in ("torch", "onnxruntime", "openvino"):
+        given = [model, *audio, "--engine", engine]
+        found = predicted(run_program, tmp_path / f"{engine}.csv", *given)
+        assert (found - expected).abs().max().max() < 1e-4, engine
+        found = predicted(run_program, tmp_path / f"{engine}2.csv", *given, "--uncalibrated")
+        assert (found - plain).abs().max().max() < 1e-4, engine
+    both = predicted(run_program, tmp_path / "both.csv", model, model, *audio)
+    assert (both - expected).abs().max().max() < 1e-4
+
+
+def test_openvino_takes_its_own_file_and_else_the_graph(
+    model: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    command = [model, "--audio", scapes, "--engine", "openvino"]
+    expected = predicted(run_program, tmp_path / "0.csv", *command)
+    (model / IMAGE_GRAPH).rename(model / "away")
+    pd.testing.assert_frame_equal(predicted(run_program, tmp_path / "1.csv", *command), expected)
+    (model / OPENVINO_GRAPH).unlink()
+    said = run_program("trainer", "predict", *command, "--out", tmp_path / "2.csv", status=2).output
+    assert "lacks model.onnx; export it again, or use --engine torch" in said
+    (model / "away").rename(model / IMAGE_GRAPH)
+    found = predicted(run_program, tmp_path / "3.csv", *command)
+    assert (found - expected).abs().max().max() < 1e-5
+    (model / IMAGE_GRAPH).write_bytes(b"no graph")
+    for engine in ("openvino", "onnxruntime"):
+        given = [*command[:-1], engine, "--out", tmp_path / "4.csv"]
+        assert f"{engine} cannot read" in run_program("trainer", "predict", *given, status=2).output
+
+
+def test_the_cards_own_program_runs_without_ours(model: Path, run_program: Run, tmp_path: Path) -> None:
+    card = (model / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    samples = tone(1500, 3) + 0.02 * np.random.default_rng(0).standard_normal(3 * TINY_RATE_HZ)
+    soundfile.write(model / "recording.wav", samples, TINY_RATE_HZ)
+    command = [sys.executable, "-I", "-c", program]  # -I: none of our packages by the working folder
+    lines = subprocess.run(command, cwd=model, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [[f"{second:.1f}", "s", "middle"] for second in range(3)]
+    ours = predicted(run_program, tmp_path / "s.csv", model, "--audio", model / "recording.wav")
+    assert [float(line.split()[3]) for line in lines] == pytest.approx(ours["middle"].tolist(), abs=2e-3)
+
+
+@pytest.fixture
+def licensed(tiny_data: Path, build_tiny: Callable[..., Path], tiny_config: Path, run_program: Run) -> Path:
+    """A run on recordings with authors and licences, one of them without."""
+    table = pd.read_csv(tiny_data / "metadata.csv")
+    table["author"] = ["A. One", "B. Two", "A. One"] * 4
+    table["license"] = ["Creative Commons Attribution-NonCommercial 4.0"] * 5 + ["CC0"] * 6 + [""]
+    table.to_csv(tiny_data / "metadata.csv", index=False)
+    out = tiny_data / "run"
+    run_program("trainer", "fit", "--features", build_tiny(), "--config", tiny_config, "--out", out,
+                "--set", "split.by_author=false")  # fmt: skip
+    return out
+
+
+def test_the_card_counts_licences_and_authors_of_what_was_trained_on(
+    licensed: Path, run_program: Run, tmp_path: Path, no_graphs: None
+) -> None:
+    split = pd.read_csv(licensed / "split.csv")
+    trained = set(split["filename"][split["side"] == "training"])
+    assert 0 < len(trained) < 12
+    export(run_program, licensed, tmp_path / "model")
+    written = pd.read_csv(tmp_path / "model" / "attribution.csv", keep_default_na=False)
+    assert set(written["filename"]) == trained
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"{len(trained)} recordings" in card
+    for name, count in written["license"].replace("", "not given").value_counts().items():
+        assert f"| {name} | {count} |" in card
+    for name, count in written["author"].value_counts().items():
+        assert f"| {name} | {count} |" in card
+    num = written["license"].str.contains("NonCommercial").sum()
+    assert num
+    assert f"{num} training recordings are licensed for non-commercial use only" in card
+
+
+def test_a_store_that_is_gone_is_said_and_another_can_be_named(
+    licensed: Path, tiny_data: Path, store: Path, run_program: Run, tmp_path: Path, no_graphs: None
+) -> None:
+    (tiny_data.parent / "tiny.zarr").rename(tmp_path / "moved.zarr")
+    said = export(run_program, licensed, tmp_path / "1").output
+    assert "licences and authors not counted" in said
+    assert "could not be counted" in (tmp_path / "1" / "README.md").read_text()
+    assert not (tmp_path / "1" / "attribution.csv").exists()
+    export(run_program, licensed, tmp_path / "2", "--features", tmp_path / "moved.zarr")
+    assert "| A. One |" in (tmp_path / "2" / "README.md").read_text()
+    facts = json.loads((licensed / "split.csv").with_name("run.json").read_text())
+    assert training_data([licensed], tmp_path / "moved.zarr").num_clips == facts["training_clips"]
+    missing = export(run_program, licensed, tmp_path / "3", "--features", tmp_path / "no.zarr", status=2)
+    assert "no.zarr" in missing.output
+    shorter = tmp_path / "split"
+    shutil.copytree(licensed, shorter)
+    table = pd.read_csv(shorter / "split.csv", dtype=str)
+    table["sha256"] = "0" + table["sha256"].str[1:]
+    table.loc[0, "sha256"] = "f"
+    table.to_csv(shorter / "split.csv", index=False)
+    said = export(run_program, shorter, tmp_path / "4", "--features", store, status=2).output
+    assert "training recordings" in said
+    assert not (tmp_path / "4").exists()
+
+
+def test_what_is_there_is_not_lost(
+    runs: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_graphs: None
+) -> None:
+    out = tmp_path / "model"
+    assert "exists" in export(run_program, runs / "one", runs / "all", status=2).output
+    kept = export(run_program, runs / "one", runs / "all", "--overwrite", status=2).output
+    assert "is no exported model" in kept
+    export(run_program, runs / "one", out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert "exists" in export(run_program, runs / "all", out, status=2).output
+
+    def fails(*_: object) -> Any:
+        raise ValueError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.export_command.model_card", fails)
+        export(run_program, runs / "all", out, "--overwrite", status=2)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    export(run_program, runs / "all", out, "--overwrite")
+    assert read_facts(out)["heads"] == 3
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith(".")) == []
+
+
+def test_a_graph_that_computes_something_else_is_not_written(
+    runs: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trainer.export
+
+    write = trainer.export.onnx_bytes
+
+    def another(module: torch.nn.Module, *args: Any, **keys: Any) -> bytes:
+        model = getattr(module, "model", module)
+        before = model.offset.clone()
+        model.offset += 0.01
+        graph = write(module, *args, **keys)
+        model.offset.copy_(before)
+        return graph
+
+    monkeypatch.setattr(trainer.export, "onnx_bytes", another)
+    said = export(run_program, runs / "one", tmp_path / "model", status=2).output
+    assert "other probabilities than torch" in said
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "line"),
+    [
+        (WEIGHTS, lambda file: file.write_bytes(file.read_bytes()[:1000]), "is damaged"),
+        (WEIGHTS, lambda file: file.unlink(), "lacks model.safetensors; use --engine"),
+        ("prior.csv", lambda file: file.write_text("primary_label,prior\nlow,0.5\n"), "missing or damaged"),
+        ("run.json", lambda file: file.write_text('{"format": 1, "kind": "export"}'), "export the model"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_one_line(
+    model: Path, scapes: Path, run_program: Run, tmp_path: Path,
+    file: str, damage: Callable[..., None], line: str,
+) -> None:  # fmt: skip
+    damage(model / file)
+    command = ["predict", model, "--audio", scapes, "--out", tmp_path / "s.csv", "--engine", "torch"]
+    assert line in run_program("trainer", *command, status=2).output
+
+
+def test_an_exported_model_is_no_run_to_train_from_or_to_export_again(
+    model: Path, store: Path, run_program: Run, tmp_path: Path
+) -> None:
+    assert "an exported model already" in export(run_program, model, tmp_path / "2", status=2).output
+    for command in (
+        ["evaluate", model],
+        ["finetune", "--features", store, "--init", model, "--out", tmp_path / "3"],
+    ):
+        said = run_program("trainer", *command, status=2).output
+        assert f"{model} is an exported model" in said
