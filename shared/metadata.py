@@ -16,6 +16,7 @@ from shared.clips import ClipGrid
 NO_CALL = ("", "nocall", "noCall")
 MAX_SECONDS = 1e7  # a clip_start_time beyond it is no time
 LABEL_COLUMNS = ["recording", "species", "kind", "start", "stop", "value", "weight"]
+SOFT_COLUMNS = ("label_value", "label_weight")
 WHOLE = -1  # start and stop of a label that holds for the whole recording
 
 # Columns that the store adds; a given column of the same name is kept as given_<name>.
@@ -51,7 +52,8 @@ def read_metadata(path: Path, grid: ClipGrid, *, source: str = "main", audio: Pa
     Rows of one recording (the same file name, or files XC123.* of one xeno-canto id) are its
     labels: of several species, or, with a `clip_start_time` column (seconds), of several clips.
     Identical rows are merged and counted. A `primary_label` that is empty or "nocall" means: no
-    species. Bare file names that lie in their species' folder below `audio`, as the metadata of
+    species. A column `label_value` makes primary labels soft, 0..1, and `label_weight` says what they
+    count. Bare file names that lie in their species' folder below `audio`, as the metadata of
     2021 has them, get that folder.
 
     Raises:
@@ -151,14 +153,38 @@ def _labels_of_rows(
         rows = [row for row, species in enumerate(parsed) for _ in species or ()]
         codes = np.array([code for species in parsed for code in species or ()], dtype=object)
         parts.append((recording[rows], codes, "secondary", start[rows], stop[rows]))
-    labels = pd.concat(
-        [pd.DataFrame(dict(zip(LABEL_COLUMNS, (*part, 1.0, 1.0), strict=True))) for part in parts],
-        ignore_index=True,
-    )
+    soft, odd = _soft_labels(table)
+    problems += odd
+    parts[0] = (*parts[0], *(column[called] for column in soft))
+    tables = [dict(zip(LABEL_COLUMNS, (*part, 1.0, 1.0), strict=False)) for part in parts]
+    labels = pd.concat([pd.DataFrame(one) for one in tables], ignore_index=True)
     # A species that is primary somewhere in a span is not secondary there as well.
     labels = labels.drop_duplicates(["recording", "species", "start", "stop"])
     labels = labels.sort_values("recording", kind="stable", ignore_index=True)
     return labels.astype({"recording": np.int64, "start": np.int64, "stop": np.int64}), problems
+
+
+def _soft_labels(table: pd.DataFrame) -> tuple[list[np.ndarray], list[str]]:
+    """Return value and weight of every row's primary label, 1 where none is given.
+
+    What is no number of 0..1 counts for nothing.
+    """
+    columns, problems = [], []
+    bad = np.zeros(len(table), bool)
+    for name in SOFT_COLUMNS:
+        text = table[name].str.strip() if name in table else pd.Series("", table.index)
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(float)
+        given = (text != "").to_numpy()
+        odd = given & ~((numbers >= 0) & (numbers <= 1))
+        problems += [
+            f"{table['filename'].iloc[row]}: {name} {text.iloc[row]!r} is not in 0..1; its label does not "
+            "count"
+            for row in np.flatnonzero(odd)
+        ]
+        bad |= odd
+        columns.append(np.where(given & ~odd, numbers, 1.0))
+    columns[1][bad] = 0.0
+    return columns, problems
 
 
 def _spans(table: pd.DataFrame, grid: ClipGrid) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -33,7 +33,7 @@ OPTIONS = {
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
     "trainer predict": "--audio --break-lock --budget-minutes --clips --clips-per-species --device --engine "
     "--event-join --event-min --event-pad --events --frames --out --overlap --overwrite --png "
-    "--precision "
+    "--as-metadata --precision --pseudo-min "
     "--sample-submission --smoothing --threshold --truth --uncalibrated --weights RUNS",
 }
 

@@ -164,6 +164,15 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
 @click.option("--frames", type=PATH, help="Folder for the frame-wise probabilities, a .npy per recording.")
 @click.option("--clips", type=PATH, help="Folder for the best detections of each species, as wav files.")
 @click.option("--clips-per-species", default=20, show_default=True, help="How many of them.")
+@click.option(
+    "--as-metadata", type=PATH, help="CSV of pseudo-labels, for `featurestore build --external CSV=AUDIO`."
+)
+@click.option(
+    "--pseudo-min",
+    default=0.5,
+    show_default=True,
+    help="Probability that a segment's best species must have to be labelled.",
+)
 @click.option("--uncalibrated", is_flag=True, help="Ignore the runs' calibrations and thresholds.")
 @click.option("--break-lock", is_flag=True, help="Take over an --out that another host seems to write.")
 @click.option("--overwrite", is_flag=True, help="Begin anew where --out was begun otherwise.")

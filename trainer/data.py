@@ -84,6 +84,13 @@ class ClipData:
         """Tell per recording whether it has a usable clip."""
         return np.isin(np.arange(len(self.store.recordings)), self.recording_of_row[self.usable_rows()])
 
+    def is_soft(self) -> np.ndarray:
+        """Tell per recording whether some label of it is soft, or weighs less than 1: a pseudo-label."""
+        labels = self.store.labels
+        value, weight = labels["value"].to_numpy(float), labels["weight"].to_numpy(float)
+        soft = ((value > 0) & (value < 1)) | (weight < 1)
+        return np.isin(np.arange(len(self.store.recordings)), labels["recording"].to_numpy()[soft])
+
     def first_primary(self) -> list[str]:
         """Return each recording's first primary species, "" where it has none."""
         primary = self.store.labels[self.store.labels["kind"] == "primary"]

@@ -21,6 +21,7 @@ from trainer.opening import Opening, identity_of, open_ensemble
 from trainer.parts import Parts
 from trainer.predict import Predictor
 from trainer.prediction_job import PredictionJob, Report, job_facts
+from trainer.pseudo_labels import write_pseudo_labels
 from trainer.recordings import Recording, find_recordings
 from trainer.submission import Layout, read_sample_submission
 
@@ -44,6 +45,8 @@ class PredictRequest:
     frames: Path | None = None
     clips: Path | None = None
     clips_per_species: int = 20
+    as_metadata: Path | None = None
+    pseudo_min: float = 0.5
     calibrated: bool = True
     overwrite: bool = False
     break_lock: bool = False
@@ -67,6 +70,8 @@ def predict_recordings(request: PredictRequest) -> None:
         raise ValueError(f"--threshold is a probability between 0 and 1, got {request.threshold:g}.")
     if request.clips_per_species < 1:
         raise ValueError(f"--clips-per-species must be at least 1, got {request.clips_per_species}.")
+    if not 0 < request.pseudo_min <= 1:
+        raise ValueError(f"--pseudo-min is a probability above 0, got {request.pseudo_min:g}.")
     if request.budget_minutes < 0:
         raise ValueError(f"--budget-minutes must be positive, got {request.budget_minutes:g}.")
     sample = read_sample_submission(request.sample_submission) if request.sample_submission else None
@@ -94,6 +99,8 @@ def predict_recordings(request: PredictRequest) -> None:
         )  # fmt: skip
         _say(request.out, _run(job))
         _write_events(request, job)
+        if request.as_metadata:
+            _write_pseudo_labels(request.as_metadata, request.pseudo_min, job)
     if request.png:
         _draw(predictor, recordings, request.png, request.truth)
 
@@ -148,6 +155,18 @@ def _write_events(request: PredictRequest, job: PredictionJob) -> None:
         click.echo(f"{request.clips}: {num} clips, the best {request.clips_per_species} of each species")
         for problem in problems:
             click.echo(f"  {problem}", err=True)
+
+
+def _write_pseudo_labels(path: Path, at_least: float, job: PredictionJob) -> None:
+    done = [one for one in job.recordings if one.relative in job.parts.done]
+    ensemble, layout = job.predictor.ensemble, job.layout
+    found = write_pseudo_labels(
+        path, done, job.parts.rows_of, layout.species, layout.prior, ensemble.segment_seconds, at_least
+    )
+    click.echo(
+        f"{path}: {found.segments} of {found.looked_at} segments are sure enough ({at_least:g}), "
+        f"{found.rows} labels in {found.recordings} recordings"
+    )
 
 
 def _draw(predictor: Predictor, recordings: Sequence[Recording], folder: Path, truth: Path | None) -> None:

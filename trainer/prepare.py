@@ -1,7 +1,7 @@
 """What a fit works on: the split, which recordings are on which side of it, and the clips to draw from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Prepared:
 def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], object]) -> Folds:
     """Look for near-duplicates, and take or compute the folds.
 
+    Recordings with soft labels are in none of them: what a model said is no truth to score another by.
+
     step_done: told how many clips have been read.
     """
     usable = data.usable_rows()
@@ -51,7 +53,14 @@ def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], o
     if config.split.duplicates:
         found, embeddings = recording_embeddings(data.store.maps, usable, recording, step_done)
         pairs = found[similar_pairs(embeddings, config.split.duplicates)]
-    return make_folds(data.store.recordings, data.first_primary(), data.has_clip(), config.split, pairs)
+    is_soft = data.is_soft() & data.has_clip()
+    folds = make_folds(
+        data.store.recordings, data.first_primary(), data.has_clip() & ~is_soft, config.split, pairs
+    )
+    if not is_soft.any():
+        return folds
+    line = f"{int(is_soft.sum())} recordings with soft labels are always trained on and never scored"
+    return replace(folds, remarks=(*folds.remarks, line))
 
 
 def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequence[int]) -> Prepared:

@@ -51,6 +51,7 @@ class Layout:
     of one only where the sample has it, if there is a sample. Rows that the sample has for a recording
     beyond those are there too.
 
+    prior: a line behind its row id, where nothing was heard.
     remarks: what the sample asks for and the taxonomy has not, and the other way round.
     """
 
@@ -60,7 +61,7 @@ class Layout:
         self.species = sample.species if sample else taxonomy.species
         self._columns = np.array([taxonomy.column.get(code, -1) for code in self.species])
         self._sample, self._seconds = sample, segment_seconds
-        self._prior = self._text(prior)
+        self.prior = self._text(prior)
         self._of_name: dict[str, list[str]] = {}
         for row_id in sample.rows if sample else ():
             self._of_name.setdefault(row_id.rpartition("_")[0], []).append(row_id)
@@ -94,9 +95,7 @@ class Layout:
             row_id = recording.row_id(first_segment + place, self._seconds)
             if 0 < valid < clip_samples and self._sample and row_id not in self._sample.rows:
                 continue
-            rows.append(
-                (row_id, _cell(row_id) + (self._prior if np.isnan(values[0]) else self._text(values)))
-            )
+            rows.append((row_id, _cell(row_id) + (self.prior if np.isnan(values[0]) else self._text(values))))
         return rows
 
     def prior_rows(
@@ -111,7 +110,7 @@ class Layout:
         if self._sample and tail and wanted and wanted[-1] not in self._sample.rows:
             wanted.pop()
         missing = dict.fromkeys(row_id for row_id in (*wanted, *asked) if row_id not in written)
-        return [(row_id, _cell(row_id) + self._prior) for row_id in missing]
+        return [(row_id, _cell(row_id) + self.prior) for row_id in missing]
 
     def sample_rows(self) -> list[bytes]:
         """Return the sample's rows as they are."""
@@ -122,7 +121,7 @@ class Layout:
         """Return the prior for the sample's rows of recordings that are not there."""
         known = {recording.name for recording in recordings}
         gone = [row for name, rows in self._of_name.items() if name not in known for row in rows]
-        return [_cell(row_id) + self._prior for row_id in gone]
+        return [_cell(row_id) + self.prior for row_id in gone]
 
     def _text(self, probabilities: np.ndarray) -> bytes:
         values = np.where(self._columns >= 0, probabilities[self._columns], 0.0)

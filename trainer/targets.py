@@ -10,6 +10,8 @@ from shared.metadata import WHOLE
 from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig
 
+SURE = 0.5  # a soft label that makes a recording one of its species
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -17,7 +19,8 @@ class Targets:
 
     patterns, pattern_weights: (P, K); of_row: per clip the pattern's number.
     recording_truth, recording_weights: (recordings, K) for scoring whole recordings: 1 for a
-        primary label; secondary labels are not counted either way.
+        primary label, of soft ones where one is at least a half; secondary labels are not counted
+        either way.
     """
 
     patterns: Float32[np.ndarray, "p k"]
@@ -77,6 +80,7 @@ def make_targets(tables: LabelledClips, taxonomy: Taxonomy, config: LabelConfig)
 
     A label of the whole recording holds for all of its clips (weak labels). Where a recording
     has timed labels only, a clip that none of them overlaps is unknown: weight 0 everywhere.
+    There the species without a label count as much as the clip's heaviest label.
     A species outside the taxonomy is left out; its recording is a negative for the others.
     """
     shape = (tables.num_recordings, len(taxonomy))
@@ -89,7 +93,9 @@ def make_targets(tables: LabelledClips, taxonomy: Taxonomy, config: LabelConfig)
         only_timed = np.setdiff1d(timed["recording"], whole["recording"])
         _add_timed(tables, timed, only_timed, patterns, of_row, config)
     truth = _Patterns(np.zeros(shape, np.float32), np.ones(shape, np.float32))
-    truth.apply(labels["recording"].to_numpy(), labels, LabelConfig())
+    by_value = labels.sort_values("value", kind="stable")  # the surest is written last
+    truth.apply(by_value["recording"].to_numpy(), by_value, LabelConfig())
+    truth.values = (truth.values >= SURE).astype(np.float32)
     return Targets(patterns.values, patterns.weights, of_row, truth.values, truth.weights)
 
 
@@ -111,8 +117,10 @@ def _add_timed(
     pairs = clips.merge(timed, on="recording")
     begins_before_end = pairs["start"] < pairs["clip_start"] + tables.clip_samples
     pairs = pairs[begins_before_end & (pairs["stop"] > pairs["clip_start"])]
-    labelled = pairs["place"].unique()
-    own.weights[labelled] = patterns.weights[recording[labelled]]
+    heaviest = pairs.groupby("place")["weight"].max()
+    labelled = heaviest.index.to_numpy()
+    others = heaviest.to_numpy(np.float32)[:, None]
+    own.weights[labelled] = patterns.weights[recording[labelled]] * others
     own.apply(pairs["place"].to_numpy(), pairs, config)
     of_row[rows] = len(patterns.values) + np.arange(len(rows))
     patterns.values = np.concatenate([patterns.values, own.values])
