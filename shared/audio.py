@@ -80,6 +80,9 @@ class ClipDecoder:
     header stays true: what cannot be decoded is zeros with valid_samples = 0. After the last
     clip, `problems` says what was found: libsndfile returns short reads without an error for
     truncated ogg and mp3, so frames read are compared with frames declared.
+
+    hop_samples: how far the next clip is from the one that was yielded last; the grid's, and may be
+    changed in between.
     """
 
     path: Path
@@ -87,6 +90,9 @@ class ClipDecoder:
     grid: ClipGrid
     problems: list[str] = field(default_factory=list)
     num_decoded: int = 0
+
+    def __post_init__(self) -> None:
+        self.hop_samples = self.grid.hop_samples
 
     @property
     def finding(self) -> "Finding":
@@ -102,12 +108,12 @@ class ClipDecoder:
         return self.grid.resampled_length(self.header.num_frames, self.header.sample_rate_hz)
 
     def __iter__(self) -> Iterator[Clip]:
-        clip_samples, hop = self.grid.clip_samples, self.grid.hop_samples
+        clip_samples, num_samples = self.grid.clip_samples, self._num_samples
         blocks = self._resampled_blocks()
         held = np.zeros(0, np.float32)
-        ended = False
-        for start in self.grid.starts(self._num_samples):
-            wanted = min(clip_samples, self._num_samples - int(start))
+        ended, start = False, 0 if num_samples > 0 else None
+        while start is not None:
+            wanted = min(clip_samples, num_samples - start)
             while len(held) < wanted and not ended:
                 block = next(blocks, None)
                 ended = block is None
@@ -117,7 +123,8 @@ class ClipDecoder:
             samples = np.zeros(clip_samples, np.float32)
             samples[:valid] = held[:valid]
             yield Clip(samples, self._without_rounding(valid, wanted))
-            held = held[hop:]
+            held = held[self.hop_samples :]
+            start = self.grid.next_start(start, num_samples, self.hop_samples)
         for _ in blocks:  # read to the end, so that frames can be compared with the header
             pass
 

@@ -48,6 +48,15 @@ class ClipGrid:
         num_clips += 1 + (tail >= max(1, self.min_tail_samples))
         return np.arange(num_clips, dtype=np.int64) * self.hop_samples
 
+    def next_start(self, start: int, num_samples: int, hop_samples: int) -> int | None:
+        """Return where the clip behind the one at `start` begins, None behind the last one.
+
+        With hops of the grid's own these are `starts`.
+        """
+        beyond = num_samples - start - self.clip_samples
+        is_there = beyond >= min(hop_samples, max(1, self.min_tail_samples))
+        return start + hop_samples if is_there else None
+
     def tail_left_out(self, num_samples: int) -> int:
         """Return how many samples at a recording's end are in no clip."""
         starts = self.starts(num_samples)

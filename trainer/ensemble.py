@@ -1,5 +1,6 @@
 """Runs whose logits are averaged: windows of waveforms in, clip-wise and frame-wise logits out."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,7 @@ class Ensemble:
             np.array([taxonomy.column[code] for code in self.taxonomy.species]) for taxonomy in taxonomies
         ]
         self.calibrations = calibrations
+        self._num_scored, self._lock = [0] * len(scorers), threading.Lock()
         self.frame_hop = min(scorer.frame_hop for scorer in scorers)
         thresholds = [logit(one.threshold[o]) for one, o in zip(calibrations, self._orders, strict=True)]
         self.threshold: np.ndarray = np.asarray(expit(np.mean(thresholds, axis=0)), np.float32)
@@ -53,9 +55,13 @@ class Ensemble:
         return self.frame_hop / self.grid.sample_rate_hz
 
     def costs(self) -> list[float]:
-        """Return how long each scorer was busy so far, the first ones the fuller; 1 each before all began."""
+        """Return each scorer's busy seconds per window so far; 1 each before all of them began."""
         busy = [sum(scorer.clock.seconds().values()) for scorer in self.scorers]
-        return busy if all(busy) else [1.0] * len(busy)
+        with self._lock:
+            scored = list(self._num_scored)
+        if not all(scored):
+            return [1.0] * len(busy)
+        return [seconds / num for seconds, num in zip(busy, scored, strict=True)]
 
     @property
     def mel(self) -> MelConfig:
@@ -66,10 +72,12 @@ class Ensemble:
         """Return the calibrated mean logits of the first scorers; safe in threads."""
         images: dict[str, Tensor] = {}
         by_side: dict[int, list[Logits]] = {}
-        for scorer in self.scorers[:num_scorers]:
+        for number, scorer in enumerate(self.scorers[:num_scorers]):
             if scorer.front_end not in images:
                 images = {scorer.front_end: scorer.images(waveforms)}
             found = scorer(images[scorer.front_end], valid)
+            with self._lock:
+                self._num_scored[number] += len(valid)
             for side, logits in zip(scorer.sides, found, strict=True):
                 by_side.setdefault(side, []).append(self._on_finest_frames(logits, scorer.frame_hop))
         sides = [self._calibrated(side, members) for side, members in by_side.items()]

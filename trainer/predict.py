@@ -28,6 +28,11 @@ class Level:
     num_scorers: int
 
 
+# A recording's number, a sample of it, and how many windows were made of it since the last call, to what is
+# spent on it from there on. Called from threads.
+Pace = Callable[[int, int, int], Level]
+
+
 @dataclass(frozen=True)
 class Piece:
     """A stretch of a recording, in order; the last one has the finding and the duration.
@@ -114,17 +119,17 @@ class Predictor:
         header, grid = read_header(path), self.ensemble.grid
         return header, len(grid.starts(grid.resampled_length(header.num_frames, header.sample_rate_hz)))
 
-    def pieces(self, paths: Iterable[Path], level: Callable[[int], Level] | None = None) -> Iterator[Piece]:
+    def pieces(self, paths: Iterable[Path], pace: Pace | None = None) -> Iterator[Piece]:
         """Yield all recordings' pieces in order, in bounded memory, while threads work ahead.
 
-        level: told a recording's number as it is begun, says what to spend on it.
+        pace: says what to spend on a recording as it is begun, and every few windows again.
         """
-        streams = self.ensemble.streams
-        begun = ((number, path, level(number) if level else self.full) for number, path in enumerate(paths))
-        cores = num_processors()
+        streams, cores = self.ensemble.streams, num_processors()
+        at = pace or (lambda number, start, num_windows: self.full)
         decoded = in_order(
-            lambda one: self._decode(*one), begun, workers=cores, ahead=2 * cores, depth=DECODE_DEPTH
-        )
+            lambda one: self._decode(*one, at), enumerate(paths),
+            workers=cores, ahead=2 * cores, depth=DECODE_DEPTH,
+        )  # fmt: skip
         with closing(decoded):  # type: ignore[type-var]
             batches = _packed(decoded, self.ensemble.batch_clips)
             scored = in_order(
@@ -137,8 +142,8 @@ class Predictor:
         """Yield one recording's pieces."""
         return self.pieces([path])
 
-    def _decode(self, number: int, path: Path, level: Level) -> Iterator[_Chunk]:
-        grid = replace(self.ensemble.grid, hop_samples=level.hop_samples)
+    def _decode(self, number: int, path: Path, pace: Pace) -> Iterator[_Chunk]:
+        grid, level = self.ensemble.grid, pace(number, 0, 0)
         try:
             header, num_segments = self.header(path)
         except (ValueError, OSError) as error:
@@ -147,12 +152,15 @@ class Predictor:
         decoder = ClipDecoder(path, header, grid)
         chunk, start = _Chunk(level, [], []), 0
         for clip in decoder:
+            # Only where a segment begins, so that windows without overlap are segments.
+            if len(chunk.marks) >= CHUNK_WINDOWS and start % grid.clip_samples == 0:
+                yield chunk
+                level = pace(number, start, len(chunk.marks))
+                chunk = _Chunk(level, [], [])
             chunk.waveforms.append(to_int16(clip.samples)[0])
             chunk.marks.append(_Window(number, start, clip.valid_samples))
+            decoder.hop_samples = level.hop_samples
             start += level.hop_samples
-            if len(chunk.marks) == CHUNK_WINDOWS:
-                yield chunk
-                chunk = _Chunk(level, [], [])
         samples = grid.resampled_length(decoder.num_decoded, header.sample_rate_hz)
         chunk.marks.append(_End(number, level, decoder.finding, num_segments, samples))
         yield chunk

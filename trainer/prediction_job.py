@@ -53,13 +53,14 @@ class PredictionJob:
 
     def __post_init__(self) -> None:
         self._pending: dict[str, tuple[int, bool]] = {}  # segments of recordings that are not done; a tail
-        self._windows: list[list[int]] = []
+        self._lengths: list[int] = []
         self._last_published, self._publish_seconds = 0.0, 0.0
 
     @property
     def num_windows(self) -> int:
         """Windows still to be scored at the full level; valid after `prepare`."""
-        return sum(self._windows[0]) if self._windows else 0
+        hop = self.predictor.full.hop_samples
+        return sum(-(-length // hop) for length in self._lengths)
 
     def prepare(self) -> None:
         """Read the headers of what is to be done, and write a submission of priors for it."""
@@ -78,8 +79,7 @@ class PredictionJob:
                 num_segments, num_samples = 0, 0  # is found out again, and named, in its turn
             self._pending[recording.relative] = num_segments, num_segments * grid.clip_samples > num_samples
             lengths.append(num_samples)
-        hops = [level.hop_samples for level in self._levels]
-        self._windows = [[-(-length // hop) for length in lengths] for hop in hops]
+        self._lengths = lengths
         self.publish()
 
     def run(self, progress: Callable[[int], object], stop_if_asked: Callable[[], None]) -> Report:
@@ -120,7 +120,7 @@ class PredictionJob:
             return None
         costs = self.predictor.ensemble.costs
         return Budget(
-            self.budget_seconds, self._levels, self._windows,
+            self.budget_seconds, self._levels, self._lengths, self.predictor.ensemble.grid.sample_rate_hz,
             lambda level: sum(costs()[: level.num_scorers]), self.began,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from augments import augment
 from builds import builds
 from measuring import Numbers, median_seconds, peak_anonymous_mb, show
 from precision import precision
+from predicts import predict_memory, predicts
 from reads import reads
 from views import views
 
@@ -193,6 +194,16 @@ def memory() -> Numbers:
     }
 
 
+def day() -> Numbers:
+    """Peak memory of a prediction of ten minutes and of a day."""
+
+    def store_in(folder: Path) -> Path:
+        write_recordings(folder, 8, 10.0)
+        return build_store(folder)
+
+    return predict_memory(program, store_in)
+
+
 SECTIONS = {
     "mel": mel,
     "forward": forward,
@@ -203,6 +214,8 @@ SECTIONS = {
     "augment": augment,
     "views": views,
     "memory": memory,
+    "predict": predicts,
+    "day": day,
 }
 
 
