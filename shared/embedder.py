@@ -1,7 +1,8 @@
 """Stored int16 clips into embedding maps: the log-mel and the backbone as one step."""
 
+import importlib
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class Embedder:
     def numerics(self) -> dict[str, object]:
         """What decides the last bits of a feature beside the config and the processor."""
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        engine = {} if self.engine.name == "torch" else {self.engine.name: version(self.engine.name)}
+        engine = {} if self.engine.name == "torch" else {self.engine.name: _version_of(self.engine.name)}
         return {"device": gpu or self.device.type, "torch": torch.__version__, **engine}
 
     def embed(self, waveforms: Waveforms) -> Embedded:
@@ -120,6 +121,13 @@ def _to_float16(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return maps cut to float16's range, and how many values of each clip were cut."""
     overflows = (values.abs() > FLOAT16_MAX).sum(dim=(1, 2, 3))
     return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).half(), overflows
+
+
+def _version_of(engine: str) -> str:
+    try:
+        return version(engine)
+    except PackageNotFoundError:  # the package has another name, as onnxruntime-gpu
+        return str(importlib.import_module(engine).__version__)
 
 
 def choose_device(name: str) -> torch.device:

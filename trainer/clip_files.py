@@ -1,5 +1,6 @@
 """Detections cut out of their recordings, to be listened to, the best first."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import soundfile
 from trainer.event_tables import Detections
 from trainer.events import Event
 from trainer.recordings import Recording
+
+BLOCK_FRAMES = 1 << 20
+NAME = r"\d{4}_[01]\.\d{3}_.*_\d+\.\ds\.wav"  # of a clip, as _cuts makes them
 
 
 @dataclass(frozen=True)
@@ -31,21 +35,37 @@ def write_clips(
     """
     problems: list[str] = []
     num = 0
-    for cut in _cuts(found, folder, most):
+    cuts = _cuts(found, folder, most)
+    for cut in cuts:
         try:
-            with soundfile.SoundFile(str(cut.recording.path)) as file:
-                file.seek(round(cut.event.start * file.samplerate))
-                samples = file.read(
-                    round((cut.event.stop - cut.event.start) * file.samplerate), dtype="float32"
-                )
-                rate = file.samplerate
-            cut.path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(cut.path, samples.clip(-1, 1), rate, subtype="PCM_16")
+            _copy(cut)
             num += 1
         except (soundfile.LibsndfileError, OSError) as error:
             problems.append(f"no clip of {cut.recording.relative} at {cut.event.start:g} s: {error}")
         progress(1)
+    _remove_older(folder, cuts)
     return num, problems
+
+
+def _copy(cut: _Cut) -> None:
+    """Write a clip block by block: an event may last a day."""
+    cut.path.parent.mkdir(parents=True, exist_ok=True)
+    with soundfile.SoundFile(str(cut.recording.path)) as file:
+        rate, first = file.samplerate, round(cut.event.start * file.samplerate)
+        left = round(cut.event.stop * rate) - first
+        file.seek(first)
+        with soundfile.SoundFile(str(cut.path), "w", rate, file.channels, "PCM_16", format="WAV") as out:
+            while left and len(samples := file.read(min(left, BLOCK_FRAMES), dtype="float32")):
+                out.write(samples.clip(-1, 1))
+                left -= len(samples)
+
+
+def _remove_older(folder: Path, cuts: Sequence[_Cut]) -> None:
+    """Remove clips that an earlier call cut and this one did not: their ranks are no more."""
+    now = {cut.path for cut in cuts}
+    for path in folder.rglob("*.wav"):
+        if re.fullmatch(NAME, path.name) and path not in now:
+            path.unlink()
 
 
 def _cuts(found: Sequence[Detections], folder: Path, most: int) -> list[_Cut]:

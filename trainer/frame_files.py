@@ -1,11 +1,12 @@
 """Frame-wise probabilities on disk: one .npy (m, K) float16 per recording, and what its axes are."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,12 +22,36 @@ FILE = "frames.json"
 class FrameWriter:
     """Writes recordings' frames as they come; a recording's file is there when it is whole."""
 
-    def __init__(self, folder: Path, taxonomy: Taxonomy, frame_seconds: float) -> None:
+    def __init__(
+        self, folder: Path, taxonomy: Taxonomy, frame_seconds: float, of: str, *, overwrite: bool
+    ) -> None:
+        """Make the folder, or go on with one of the same prediction.
+
+        of: a digest of what decides the frames.
+
+        Raises:
+            ValueError: it holds another prediction's frames, and they are not to be overwritten.
+        """
         self._folder, self._num_classes = folder, len(taxonomy)
         self._file: BinaryIO | None = None
+        facts = {"frame_seconds": frame_seconds, "species": list(taxonomy.species), "of": of}
+        if (folder / FILE).is_file() and _facts(folder).get("of") != of:
+            if not overwrite:
+                raise ValueError(
+                    f"{folder} holds frames of another prediction; give another --frames, or replace them "
+                    "with --overwrite."
+                )
+            for path in folder.rglob("*.npy"):
+                path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"frame_seconds": frame_seconds, "species": list(taxonomy.species)}
         write_json(folder / FILE, facts)
+
+    def has(self, recording: Recording) -> bool:
+        """Tell whether a recording's frames are there."""
+        return self._path(recording).is_file()
+
+    def _path(self, recording: Recording) -> Path:
+        return self._folder / Path(recording.relative).with_suffix(".npy")
 
     def add(self, frames: Float32[np.ndarray, "m k"]) -> None:
         """Append the next frames of the recording that is being written."""
@@ -40,13 +65,15 @@ class FrameWriter:
         assert self._file is not None
         num_frames = self._file.tell() // (2 * self._num_classes)
         self._file.seek(0)
-        path = self._folder / Path(recording.relative).with_suffix(".npy")
+        path = self._path(recording)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._folder / ".frames.tmp"
         with temporary.open("wb") as out:
             header = {"descr": "<f2", "fortran_order": False, "shape": (num_frames, self._num_classes)}
             np.lib.format.write_array_header_1_0(out, header)
             shutil.copyfileobj(self._file, out)
+            out.flush()
+            os.fsync(out.fileno())
         temporary.replace(path)
         self.forget()
 
@@ -56,6 +83,15 @@ class FrameWriter:
             self._file.close()
             self._file = None
             (self._folder / ".values.tmp").unlink(missing_ok=True)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return frames.json; nothing where it is missing or damaged."""
+    try:
+        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except UNREADABLE:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -91,10 +127,11 @@ def read_frames(folder: Path) -> Frames:
     Raises:
         ValueError: it is none.
     """
+    facts = _facts(folder)
     try:
-        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return Frames(folder, tuple(facts["species"]), float(facts["frame_seconds"]))
     except UNREADABLE as error:
         raise ValueError(
-            f"{folder} is no folder of frames ({FILE}: {error}); make one with `trainer predict --frames`."
+            f"{folder} is no folder of frames ({FILE} is missing or has no valid {error}); make one with "
+            "`trainer predict --frames`."
         ) from error

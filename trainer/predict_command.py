@@ -1,6 +1,5 @@
 """`trainer predict`: what its options mean together, and what it says."""
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,13 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from shared.config import digest
 from shared.embedder import choose_device
 from shared.lock import locked
 from shared.stopping import stopping_only_at
 from trainer.clip_files import num_clips, write_clips
 from trainer.ensemble import Ensemble
-from trainer.event_tables import FORMATS, Band, Detections, event_path
+from trainer.event_tables import FORMATS, Band, event_path
 from trainer.events import EventRules
 from trainer.frame_files import FrameWriter
 from trainer.opening import Opening, identity_of, open_ensemble
@@ -22,8 +22,10 @@ from trainer.parts import Parts
 from trainer.predict import Predictor
 from trainer.prediction_job import PredictionJob, Report, job_facts
 from trainer.pseudo_labels import write_pseudo_labels
-from trainer.recordings import Recording, find_recordings
+from trainer.recordings import find_recordings
 from trainer.submission import Layout, read_sample_submission
+
+UNSEEN_IN_FRAMES = ("columns", "sample", "events", "threshold", "smoothing", "frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,10 @@ def predict_recordings(request: PredictRequest) -> None:
         parts.open(facts, request.out, overwrite=request.overwrite)
         frames = None
         if request.frames:
-            frames = FrameWriter(request.frames, ensemble.taxonomy, ensemble.frame_seconds)
+            of = digest({key: value for key, value in facts.items() if key not in UNSEEN_IN_FRAMES})
+            frames = FrameWriter(
+                request.frames, ensemble.taxonomy, ensemble.frame_seconds, of, overwrite=request.overwrite
+            )
         job = PredictionJob(
             predictor, recordings, request.out, layout, parts, request.rules, threshold, request.began,
             60 * request.budget_minutes, frames,
@@ -102,7 +107,7 @@ def predict_recordings(request: PredictRequest) -> None:
         if request.as_metadata:
             _write_pseudo_labels(request.as_metadata, request.pseudo_min, job)
     if request.png:
-        _draw(predictor, recordings, request.png, request.truth)
+        _draw(job, request.png, request.truth)
 
 
 def _opened(request: PredictRequest) -> Ensemble:
@@ -136,19 +141,18 @@ def _say(out: Path, report: Report) -> None:
 def _write_events(request: PredictRequest, job: PredictionJob) -> None:
     if not request.events and not request.clips:
         return
-    mel = job.predictor.ensemble.mel
+    mel, found = job.predictor.ensemble.mel, job.detections()
     band = Band(mel.fmin_hz, mel.fmax_hz)
-    found = [
-        Detections(one, job.parts.done[one.relative].seconds, job.parts.events_of(one))
-        for one in job.recordings
-        if one.relative in job.parts.done
-    ]
     num_events = sum(len(one.events) for one in found)
     for kind in dict.fromkeys(request.events):
         path = event_path(request.out, kind)
         FORMATS[kind][1](found, path, band)
         click.echo(f"{path}: {num_events} events")
-    if request.clips:
+    if request.clips and job.time_is_over():
+        click.echo(
+            f"  no time is left for {request.clips}; the same command without a budget cuts them", err=True
+        )
+    elif request.clips:
         total = num_clips(found, request.clips_per_species)
         with tqdm(total=total, unit="clip", desc="cutting clips", leave=False) as bar:
             num, problems = write_clips(found, request.clips, request.clips_per_species, bar.update)
@@ -169,14 +173,17 @@ def _write_pseudo_labels(path: Path, at_least: float, job: PredictionJob) -> Non
     )
 
 
-def _draw(predictor: Predictor, recordings: Sequence[Recording], folder: Path, truth: Path | None) -> None:
+def _draw(job: PredictionJob, folder: Path, truth: Path | None) -> None:
     from trainer.evaluate import read_events
     from trainer.figure import draw_recording
 
     events = read_events(truth) if truth else None
-    for recording in recordings:
+    for recording in job.recordings:
+        if job.time_is_over():
+            click.echo(f"  no time is left for the picture of {recording.relative} and the rest", err=True)
+            break
         here = events[events["stem"] == recording.path.stem] if events is not None else None
         try:
-            click.echo(f"  {draw_recording(predictor, recording.path, folder, here)}")
+            click.echo(f"  {draw_recording(job.predictor, recording.path, folder, here)}")
         except ValueError as error:
             click.echo(f"  no picture of {recording.relative}: {error}", err=True)

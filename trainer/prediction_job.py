@@ -1,5 +1,6 @@
 """A folder of recordings into a submission and events: resumable, within a budget, always valid on disk."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,7 @@ import numpy as np
 from shared.audio import Finding
 from shared.stopping import Stopped
 from trainer.budget import Budget, levels_from
+from trainer.event_tables import Detections
 from trainer.events import EventFinder, EventRules
 from trainer.frame_files import FrameWriter
 from trainer.parts import Parts
@@ -54,6 +56,7 @@ class PredictionJob:
     def __post_init__(self) -> None:
         self._pending: dict[str, tuple[int, bool]] = {}  # segments of recordings that are not done; a tail
         self._lengths: list[int] = []
+        self._declared: dict[str, float] = {}  # seconds, by the headers of what is not done
         self._last_published, self._publish_seconds = 0.0, 0.0
 
     @property
@@ -65,7 +68,7 @@ class PredictionJob:
     def prepare(self) -> None:
         """Read the headers of what is to be done, and write a submission of priors for it."""
         grid = self.predictor.ensemble.grid
-        self._todo = [one for one in self.recordings if not self.parts.knows(one)]
+        self._todo = [one for one in self.recordings if not self._is_done(one)]
         for changed in self._todo:  # what is known of another file of this name is not this one's
             self.parts.done.pop(changed.relative, None)
         self.report.num_skipped = len(self.recordings) - len(self._todo)
@@ -79,8 +82,13 @@ class PredictionJob:
                 num_segments, num_samples = 0, 0  # is found out again, and named, in its turn
             self._pending[recording.relative] = num_segments, num_segments * grid.clip_samples > num_samples
             lengths.append(num_samples)
+            self._declared[recording.relative] = num_samples / grid.sample_rate_hz
         self._lengths = lengths
         self.publish()
+
+    def _is_done(self, recording: Recording) -> bool:
+        """Tell whether nothing is to be done: its rows are there, and its frames, if they are wanted."""
+        return self.parts.knows(recording) and (self.frames is None or self.frames.has(recording))
 
     def run(self, progress: Callable[[int], object], stop_if_asked: Callable[[], None]) -> Report:
         """Predict what is not done; `progress` is told windows.
@@ -145,9 +153,24 @@ class PredictionJob:
                     file.write(line)
             rest = self.layout.unheard_of(self.recordings) if self.recordings else self.layout.sample_rows()
             file.writelines(rest)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.out)
         self._last_published = time.monotonic()
         self._publish_seconds = self._last_published - began
+
+    def detections(self) -> list[Detections]:
+        """Return every recording's events so far; its length is the declared one where it is not whole."""
+        found = []
+        for one in self.recordings:
+            done = self.parts.done.get(one.relative)
+            seconds = done.seconds if done and done.whole else self._declared[one.relative]
+            found.append(Detections(one, seconds, self.parts.events_of(one)))
+        return found
+
+    def time_is_over(self) -> bool:
+        """Tell whether there was a budget, and it is used up."""
+        return bool(self.budget_seconds) and time.monotonic() > self.began + self.budget_seconds
 
     def pending_segments(self, recording: Recording) -> tuple[int, bool]:
         """Return how many segments a recording has by its header, and whether the last is not whole."""

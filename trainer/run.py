@@ -11,6 +11,7 @@ checkpoint.safetensors  only while it trains: what --resume goes on from
 
 import csv
 import json
+import os
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -146,9 +147,12 @@ def _refuse_not_finite(tensors: dict[str, torch.Tensor], remedy: str) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document under another name, then rename it."""
+    """Write a document under another name, on the disk, then rename it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

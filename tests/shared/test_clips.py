@@ -59,3 +59,12 @@ def test_a_clip_of_no_length_is_refused(seconds: float) -> None:
 
 def test_resampled_length_rounds_up() -> None:
     assert ClipConfig().grid().resampled_length(44_101, 44_100) == 32_001
+
+
+@given(grids, st.integers(1, 5000))
+def test_one_start_after_the_other_gives_all_of_them(grid: ClipGrid, length: int) -> None:
+    found, start = [], 0
+    while start is not None:
+        found.append(start)
+        start = grid.next_start(start, length, grid.hop_samples)
+    assert found == list(grid.starts(length))

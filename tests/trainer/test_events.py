@@ -138,9 +138,25 @@ def test_clips_are_the_best_detections_best_first_in_their_sub_folders(
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.wav"))
     assert files == ["a/north/0002_0.700_dawn_1.0s.wav", "a/south/0001_0.800_dawn_4.0s.wav",
                      "b/north/0001_0.900_dawn_2.0s.wav"]  # fmt: skip
+    own = out / "a" / "mine.wav"
+    own.write_bytes(b"")
+    assert write_clips(detections, out, 1, lambda n: None) == (2, [])  # those of other ranks are no more
+    assert sorted(out.rglob("*.wav")) == sorted([*(out / file for file in files[1:]), own])
     samples, rate = soundfile.read(out / files[1])
     assert (len(samples), rate) == (16_000, 16_000)
     assert samples[0] == pytest.approx(64_000 / 320_000, abs=1e-4)
+
+
+def test_a_long_event_is_cut_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.clip_files.BLOCK_FRAMES", 1000)
+    samples = np.random.default_rng(0).uniform(-1, 1, (30_000, 2))
+    soundfile.write(tmp_path / "r.wav", samples, 8000)
+    recording = Recording(tmp_path / "r.wav", "r.wav", "r")
+    event = Event("a", 0.5, 3.5, 0.9)
+    assert write_clips([Detections(recording, 3.75, [event])], tmp_path / "c", 1, lambda n: None) == (1, [])
+    found, rate = soundfile.read(tmp_path / "c" / "a" / "0001_0.900_r_0.5s.wav")
+    assert (found.shape, rate) == ((24_000, 2), 8000)
+    assert np.abs(found - samples[4000:28_000]).max() < 1e-3
 
 
 def test_a_recording_that_is_gone_is_named_and_the_others_are_cut(

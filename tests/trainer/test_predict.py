@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -273,7 +274,7 @@ def test_a_run_of_two_networks_sheds_one_when_it_must(
     def all_of(pieces: Iterator[Piece]) -> list[np.ndarray]:
         return [np.concatenate([p.segments for p in found]) for found in by_recording(pieces, len(paths))]
 
-    shed = all_of(predictor.pieces(paths, lambda number: predictor.full if number < 3 else least))
+    shed = all_of(predictor.pieces(paths, lambda number, *_: predictor.full if number < 3 else least))
     full = all_of(predictor.pieces(paths))
     alone = all_of(Predictor(open_ensemble([runs / "one"], Opening(CPU))).pieces(paths))
     for number, found in enumerate(shed):
@@ -281,6 +282,41 @@ def test_a_run_of_two_networks_sheds_one_when_it_must(
         assert np.abs(found - expected).max() < 1e-4
         assert found.shape == full[number].shape
     assert max(np.abs(one - other).max() for one, other in zip(full, alone, strict=True)) > 1e-3
+
+
+def test_a_long_recording_is_shed_where_a_segment_begins(runs: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    samples = np.concatenate([tone(float(f), 1.0) for f in rng.choice([500, 1500, 3000], 40)])
+    soundfile.write(tmp_path / "long.wav", samples + 0.02 * rng.standard_normal(len(samples)), 8000)
+    asked = []
+
+    def pace(number: int, start: int, num_windows: int) -> Level:
+        asked.append((number, start, num_windows))
+        return predictor.full if start < 16_000 * 5 else least
+
+    predictor = Predictor(open_ensemble([runs / "one", runs / "tuned"], Opening(CPU)), 0.5)
+    least = Level(predictor.ensemble.grid.clip_samples, 1)
+
+    def all_of(pieces: Iterator[Piece]) -> tuple[np.ndarray, np.ndarray]:
+        (found,) = by_recording(pieces, 1)
+        return np.concatenate([p.segments for p in found]), np.concatenate([p.frames for p in found])
+
+    path = tmp_path / "long.wav"
+    shed = all_of(predictor.pieces([path], pace))
+    full = all_of(predictor.recording(path))
+    alone = all_of(Predictor(open_ensemble([runs / "one"], Opening(CPU))).recording(path))
+    changed = next(start for _, start, _ in asked if start >= 16_000 * 5) // 8000
+    assert 10 <= changed < 20
+    hops = [(start, num) for _, start, num in asked]
+    assert hops[:3] == [(0, 0), (32_000, 8), (64_000, 8)]
+    assert hops[-1][1] == 8
+    assert hops[-1][0] - hops[-2][0] == 64_000  # eight windows of a second
+    frames = len(full[1]) // 40
+    for one, before, after, per_second in zip(shed, full, alone, (1, frames), strict=True):
+        assert one.shape == before.shape
+        assert np.abs(one - before)[: (changed - 1) * per_second].max() < 1e-4
+        assert np.abs(one - after)[(changed + 1) * per_second :].max() < 1e-4
+    assert np.abs(full[0] - alone[0])[changed + 1 :].max() > 1e-3
 
 
 def by_recording(pieces: Iterator[Piece], num: int) -> list[list[Piece]]:
@@ -339,3 +375,59 @@ def test_the_prior_is_the_share_of_the_recordings_with_one_more_of_each(runs: Pa
 
     prior = species_prior(runs / "one", Taxonomy(("low", "zebra", "high")))
     assert prior.tolist() == pytest.approx([5 / 15, 1 / 15, 5 / 15])
+
+
+def test_frames_that_are_gone_are_made_again_and_those_of_another_prediction_kept(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    frames = tmp_path / "frames"
+    command = ["predict", runs / "one", "--audio", scapes, "--frames", frames]
+    run_program("trainer", *command, "--out", tmp_path / "s.csv")
+    before = {path.name: path.read_bytes() for path in frames.rglob("*.npy")}
+    assert len(before) == 6
+    (frames / "deep" / "s1.npy").unlink()
+    said = run_program("trainer", *command, "--out", tmp_path / "s.csv").output
+    assert "6 recordings, 5 of them done before" in said
+    assert {path.name: path.read_bytes() for path in frames.rglob("*.npy")} == before
+    another = [*command, "--out", tmp_path / "t.csv", "--overlap", 0.5]
+    said = run_program("trainer", *another, status=2).output
+    assert "frames of another prediction" in said
+    assert {path.name: path.read_bytes() for path in frames.rglob("*.npy")} == before
+    run_program("trainer", *another, "--overwrite")
+    after = {path.name: path.read_bytes() for path in frames.rglob("*.npy")}
+    assert {*after} == {*before}
+    assert all(after[name] != before[name] for name in after)
+
+
+def test_ravens_time_runs_over_recordings_that_were_not_reached(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["predict", runs / "one", "--audio", scapes, "--events", "raven", "--threshold", 0.2]
+    run_program("trainer", *command, "--out", tmp_path / "s.csv")
+    for number in range(8):
+        name = ("s0", "s2")[number % 2]
+        (scapes / f"a{number}.wav").write_bytes((scapes / f"{name}.wav").read_bytes())
+    run_program("trainer", *command, "--out", tmp_path / "whole.csv")
+    monkeypatch.setattr("trainer.budget.Budget.is_over", lambda self: True)
+    said = run_program("trainer", *command, "--out", tmp_path / "s.csv", "--budget-minutes", 5).output
+    assert "not reached in time" in said
+    tables = [
+        pd.read_csv(tmp_path / f"{name}.raven.txt", sep="\t").assign(
+            offset=lambda t: t["Begin Time (s)"] - t["File Offset (s)"]
+        )
+        for name in ("whole", "s")
+    ]
+    whole, part = (table.groupby("Begin Path")["offset"].mean() for table in tables)
+    assert 6 <= len(part) < len(whole) == 14
+    assert np.allclose(part, whole[part.index])
+
+
+def test_pictures_and_clips_end_with_the_budget(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.prediction_job.PredictionJob.time_is_over", lambda self: True)
+    said = run_program("trainer", "predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv",
+                       "--png", tmp_path / "png", "--clips", tmp_path / "clips").output  # fmt: skip
+    assert "no time is left for the picture of deep/s1.wav and the rest" in said
+    assert f"no time is left for {tmp_path / 'clips'}" in said
+    assert not list(tmp_path.glob("png/*"))

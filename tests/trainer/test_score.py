@@ -65,7 +65,7 @@ def test_a_frame_is_active_where_an_event_covers_its_middle() -> None:
 
 
 def test_frames_are_kept_by_recording_and_scored(tmp_path: Path, run_program: Run) -> None:
-    writer = FrameWriter(tmp_path / "f", Taxonomy(("a", "b")), 0.5)
+    writer = FrameWriter(tmp_path / "f", Taxonomy(("a", "b")), 0.5, "x", overwrite=False)
     truth = frame_truth(events((1, 3)), ["a", "b"], 20, 0.5)
     for name in ("deep/r.wav", "q.wav"):
         right = truth if name == "deep/r.wav" else 0 * truth
