@@ -29,6 +29,7 @@ demo: $(STAMP)
 	$(BIN)/trainer predict $(DEMO)/runs/attention --audio $(DEMO)/data/soundscapes \
 	    --out $(DEMO)/submission.csv --png $(DEMO)/pictures --truth $(DEMO)/data/truth.csv \
 	    --events csv --events raven --frames $(DEMO)/frames --overlap 0.5
+	$(BIN)/trainer export $(DEMO)/runs/attention --out $(DEMO)/model
 	@echo
 	@$(BIN)/trainer score --events $(DEMO)/submission.events.csv --truth $(DEMO)/data/truth.csv \
 	    --frames $(DEMO)/frames
@@ -41,6 +42,7 @@ demo: $(STAMP)
 	@echo "  $(DEMO)/pictures/synth_000.png       what was heard, and what the run makes of it"
 	@echo "  $(DEMO)/submission.csv               a row per 5-second segment"
 	@echo "  $(DEMO)/submission.raven.txt         events as a Raven selection table; .events.csv: the same as CSV"
+	@echo "  $(DEMO)/model/README.md              the exported model's card; model_waveform.onnx runs without this project"
 	@echo "  $(DEMO)/runs/attention/per_class.csv scores per species; metrics.jsonl: per epoch"
 	@echo "  $(DEMO)/features.zarr                the store; $(BIN)/featurestore info $(DEMO)/features.zarr"
 
