@@ -193,6 +193,9 @@ class PredictionJob:
             report.num_rows += one.num_rows if one else self._pending[recording.relative][0]
             if one and one.reasons:
                 report.remarks.append(f"{recording.relative}: {'; '.join(one.reasons)}")
+        if not self.recordings:
+            report.num_rows = len(self.layout.sample_rows())
+            report.remarks.append("there are no recordings: the sample submission's rows as they are")
         gone = len(self.layout.unheard_of(self.recordings)) if self.recordings else 0
         report.num_rows += gone
         if gone:
