@@ -16,15 +16,21 @@ import pytest
 import soundfile
 import torch
 from click.testing import Result
+from scipy.special import expit
 from tones import TINY_RATE_HZ, tone
 
 import shared.backbone
+from shared.backbone import BackboneConfig, load_backbone
 from shared.mel import LogMelImage
 from shared.taxonomy import Taxonomy
 from trainer.calibration import Calibration, write_calibration
+from trainer.config import HeadConfig
+from trainer.data import frame_mask
 from trainer.exported import IMAGE_GRAPH, OPENVINO_GRAPH, WAVEFORM_GRAPH, WEIGHTS, read_exported
+from trainer.heads import Head
 from trainer.run import read_facts
 from trainer.training_data import training_data
+from trainer.whole_model import WholeModel
 
 Run = Callable[..., Result]
 SPECIES = Taxonomy(("high", "low", "middle"))
@@ -96,6 +102,51 @@ def test_both_graphs_give_torchs_probabilities_for_a_thousand_clips_in_any_batch
             pairs = zip(found, expected, strict=False)
             worst = max(worst, *(float(np.abs(one - two[part]).max()) for one, two in pairs))
         assert worst <= 1e-4, name
+
+
+@pytest.mark.parametrize("name", ["attention", "chrononet", "linear"])
+def test_only_frames_that_hold_sound_count_and_heads_of_several_backbones_are_averaged(name: str) -> None:
+    torch.manual_seed(0)
+    config = BackboneConfig(name="tf_efficientnet_lite0", stages=("blocks.3",))
+    backbones = [load_backbone(config, torch.device("cpu")) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in backbones[1].parameters():
+            parameter *= 0.9
+    heads = [
+        Head(80, 2, 3, HeadConfig(name=name, strides=1 + (name == "chrononet"))).eval() for _ in range(2)
+    ]
+    for parameter in (parameter for head in heads for parameter in head.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    slope, offset = np.array([1, 2, 3], np.float32), np.array([0.1, 0, -0.1], np.float32)
+    calibration = Calibration(slope, offset, slope / 5, {})
+    images, valid = torch.rand(4, 3, 32, 128), torch.tensor([1, 1600, 1601, 12_800])
+    with torch.inference_mode():
+        whole = WholeModel(backbones, list(heads), calibration, map_hop=1600, num_map_frames=8)
+        clip_wise, frame_wise, *_ = whole(images, valid)
+        mask = torch.from_numpy(frame_mask(valid.numpy(), frame_hop=1600, num_frames=8))
+        assert mask.sum(dim=1).tolist() == [1, 1, 2, 8]
+        outputs = [head(backbone(images)[0], mask) for head, backbone in zip(heads, backbones, strict=True)]
+    for found, parts in (
+        (clip_wise, [one.clip_wise for one in outputs]), (frame_wise, [one.frame_wise for one in outputs]),
+    ):  # fmt: skip
+        expected = expit(torch.stack(parts).mean(dim=0).numpy() * slope + offset)
+        assert np.abs(found.numpy() - expected).max() < 1e-6
+        assert (parts[0] - parts[1]).abs().max() > 0.1
+
+
+def test_folds_of_tuned_networks_are_exported_with_a_backbone_each(
+    runs: Path, store: Path, scapes: Path, tiny_config: Path, run_program: Run, tmp_path: Path
+) -> None:
+    run_program("trainer", "finetune", "--features", store, "--init", runs / "all", "--config", tiny_config,
+                "--out", runs / "tuned folds", "--set", "finetune.epochs=1")  # fmt: skip
+    export(run_program, runs / "tuned folds", tmp_path / "model")
+    facts = read_facts(tmp_path / "model")
+    assert (facts["backbones"], facts["heads"]) == (3, 3)
+    expected = predicted(run_program, tmp_path / "run.csv", runs / "tuned folds", "--audio", scapes)
+    for engine in ("torch", "onnxruntime"):
+        given = [tmp_path / "model", "--audio", scapes, "--engine", engine]
+        found = predicted(run_program, tmp_path / f"{engine}.csv", *given)
+        assert (found - expected).abs().max().max() < 1e-4, engine
 
 
 def predicted(run_program: Run, out: Path, *args: object) -> pd.DataFrame:

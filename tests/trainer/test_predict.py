@@ -284,7 +284,22 @@ def test_a_run_of_two_networks_sheds_one_when_it_must(
     assert max(np.abs(one - other).max() for one, other in zip(full, alone, strict=True)) > 1e-3
 
 
-def test_a_long_recording_is_shed_where_a_segment_begins(runs: Path, tmp_path: Path) -> None:
+def test_a_backbone_costs_its_seconds_for_each_window_that_it_was_asked_for(runs: Path) -> None:
+    ensemble = open_ensemble([runs / "one", runs / "tuned"], Opening(CPU))
+    assert ensemble.costs() == [1.0, 1.0]
+    waveforms = np.zeros((2, ensemble.grid.clip_samples), np.int16)
+    valid = np.full(2, ensemble.grid.clip_samples)
+    for num_scorers in (1, 1, 1, 2):
+        ensemble.score(waveforms, valid, num_scorers)
+    for scorer in ensemble.scorers:
+        scorer.clock.add("test", 8e6)
+    assert ensemble.costs() == pytest.approx([1e6, 4e6], rel=1e-3)
+
+
+def test_a_long_recording_is_shed_where_a_segment_begins(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.predict.CHUNK_WINDOWS", 7)  # the eighth begins a second on
     rng = np.random.default_rng(4)
     samples = np.concatenate([tone(float(f), 1.0) for f in rng.choice([500, 1500, 3000], 40)])
     soundfile.write(tmp_path / "long.wav", samples + 0.02 * rng.standard_normal(len(samples)), 8000)
@@ -309,8 +324,8 @@ def test_a_long_recording_is_shed_where_a_segment_begins(runs: Path, tmp_path: P
     assert 10 <= changed < 20
     hops = [(start, num) for _, start, num in asked]
     assert hops[:3] == [(0, 0), (32_000, 8), (64_000, 8)]
-    assert hops[-1][1] == 8
-    assert hops[-1][0] - hops[-2][0] == 64_000  # eight windows of a second
+    assert hops[-1][1] == 7
+    assert hops[-1][0] - hops[-2][0] == 56_000  # seven windows of a second
     frames = len(full[1]) // 40
     for one, before, after, per_second in zip(shed, full, alone, (1, frames), strict=True):
         assert one.shape == before.shape
