@@ -66,6 +66,11 @@ def open_source(path: Path, weights: str | None) -> Source:
     return Source(path, run, ensemble, model, replace(run.features, backbone=backbone))
 
 
+def is_finished(source: Source) -> bool:
+    """Tell whether the run's training, and that of all its folds, came to its end."""
+    return all(member.facts.get("finished") for member in members_of(source.path))
+
+
 def write_export(
     source: Source, folder: Path, *, openvino: bool, say: Callable[[str], object]
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.documents import UNREADABLE
 from trainer import training_data as data
-from trainer.export import Source
+from trainer.export import Source, is_finished
 from trainer.exported import IMAGE_GRAPH, PRIOR, WAVEFORM_GRAPH, WEIGHTS
 from trainer.folded import head_name
 from trainer.metrics import FIGURES
@@ -93,12 +93,20 @@ def _use(source: Source, facts: dict[str, Any]) -> str:
     )
 
 
+def _unfinished(source: Source) -> list[str]:
+    """Return a warning where the training was not finished."""
+    if is_finished(source):
+        return []
+    return [f"**The training was not finished**: {source.run.facts.get('epochs_done', 0)} epochs were done."]
+
+
 def _data(source: Source, training: TrainingData) -> str:
     by_species, num = training.counts("primary_label"), len(training.recordings)
-    clips = "" if training.num_clips is None else f", {training.num_clips} clips"
+    clips = "" if training.num_clips is None else f" with {training.num_clips} clips"
     counts = [count for _, count in by_species]
     text = [
         "## Training data",
+        *_unfinished(source),
         f"{num} recordings{clips}; labels hold for whole recordings, without times, where metadata gave "
         "none. "
         f"By primary label {min(counts)} to {max(counts)} recordings a species; shares are in {PRIOR}.",
@@ -154,7 +162,9 @@ def _leakage(path: Path) -> str:
     """Say what both sides of the split have in common."""
     try:
         found = json.loads((path / "leakage.json").read_text(encoding="utf-8"))
-        shared = {name: int(one["recordings"]) for name, one in found.items() if isinstance(one, dict)}
+        splits = [found] if "trained" in found else list(found.values())
+        kinds = ("same_bytes", "same_xc_id", "same_author", "near_duplicates")
+        shared = {kind: sum(int(one[kind]["recordings"]) for one in splits) for kind in kinds}
     except UNREADABLE:
         return ""
     words = {
@@ -162,8 +172,8 @@ def _leakage(path: Path) -> str:
         "author",
         "near_duplicates": "a near duplicate",
     }  # fmt: skip
-    said = ", ".join(f"{words[name]} {count}" for name, count in shared.items() if name in words)
-    return f"Held-out recordings that have on the training side: {said}." if said else ""
+    said = ", ".join(f"{words[name]} {count}" for name, count in shared.items())
+    return f"Held-out recordings that have on the training side: {said}."
 
 
 def _calibration(source: Source) -> str:

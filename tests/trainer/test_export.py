@@ -271,6 +271,22 @@ def test_a_store_that_is_gone_is_said_and_another_can_be_named(
     assert not (tmp_path / "4").exists()
 
 
+def test_a_training_that_was_not_finished_and_what_folds_have_in_common_are_said(
+    runs: Path, run_program: Run, tmp_path: Path, no_graphs: None
+) -> None:
+    said = export(run_program, runs / "all", tmp_path / "1").output
+    assert "not finished" not in said
+    card = (tmp_path / "1" / "README.md").read_text()
+    leakage = json.loads((runs / "all" / "leakage.json").read_text())
+    num = sum(one["near_duplicates"]["recordings"] for one in leakage.values())
+    assert f"the same author 0, a near duplicate {num}." in card
+    assert "not finished" not in card
+    facts = json.loads((runs / "all" / "fold2" / "run.json").read_text())
+    (runs / "all" / "fold2" / "run.json").write_text(json.dumps(facts | {"finished": False}))
+    assert "the training is not finished" in export(run_program, runs / "all", tmp_path / "2").output
+    assert "The training was not finished" in (tmp_path / "2" / "README.md").read_text()
+
+
 def test_what_is_there_is_not_lost(
     runs: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_graphs: None
 ) -> None:
