@@ -91,7 +91,8 @@ def write_export(
     write_tensors(folder / WEIGHTS, tensors)
     clips = _random_clips(source.features, CHECKED_CLIPS)
     samples = _valid_samples(source.features, CHECKED_CLIPS)
-    image = LogMelImage(source.features.mel, source.features.clips.grid(), torch.device("cpu"))(clips)
+    peaks = clips.abs().amax(dim=1, keepdim=True).clamp_min(1 / FULL_SCALE)
+    image = LogMelImage(source.features.mel, source.features.clips.grid(), torch.device("cpu"))(clips / peaks)
     waveforms = WaveformModel(source.model, source.features)
     checks = {}
     for name, module, values in (

@@ -14,6 +14,7 @@ from trainer.recordings import Recording
 
 COLUMNS = ("filename", "primary_label", "clip_start_time", "label_value", "label_weight")
 FLOOR = 0.05  # a species below it gets no row: its target is 0
+SUREST = 0.999  # a label of 1 would be a person's: such recordings are held out and scored by
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def write_pseudo_labels(
                 start = float(row_id.rpartition("_")[2]) - segment_seconds
                 found = sorted(zip(values, species, strict=True), key=lambda pair: -pair[0])
                 rows = [
-                    (recording.relative, code, f"{start:g}", f"{value:.4g}", f"{best:.4g}")
+                    (recording.relative, code, f"{start:g}", _text(value), _text(best))
                     for value, code in found
                     if value >= FLOOR
                 ]
@@ -68,6 +69,10 @@ def write_pseudo_labels(
         os.fsync(file.fileno())
     temporary.replace(path)
     return PseudoLabels(num_recordings, num_segments, num_rows, looked_at)
+
+
+def _text(value: float) -> str:
+    return f"{min(value, SUREST):.4g}"
 
 
 def _segments(lines: bytes, prior: bytes) -> Iterator[tuple[str, list[float]]]:

@@ -80,7 +80,7 @@ def make_targets(tables: LabelledClips, taxonomy: Taxonomy, config: LabelConfig)
 
     A label of the whole recording holds for all of its clips (weak labels). Where a recording
     has timed labels only, a clip that none of them overlaps is unknown: weight 0 everywhere.
-    There the species without a label count as much as the clip's heaviest label.
+    Where there are timed ones only, species without a label count as much as the clip's heaviest label.
     A species outside the taxonomy is left out; its recording is a negative for the others.
     """
     shape = (tables.num_recordings, len(taxonomy))
@@ -119,8 +119,10 @@ def _add_timed(
     pairs = pairs[begins_before_end & (pairs["stop"] > pairs["clip_start"])]
     heaviest = pairs.groupby("place")["weight"].max()
     labelled = heaviest.index.to_numpy()
-    others = heaviest.to_numpy(np.float32)[:, None]
-    own.weights[labelled] = patterns.weights[recording[labelled]] * others
+    weight = heaviest.to_numpy(np.float32)
+    weight[~np.isin(recording[labelled], only_timed)] = 1  # labels of the whole recording count as ever
+    own.weights[labelled] = patterns.weights[recording[labelled]] * weight[:, None]
+    pairs = pairs.sort_values("value", kind="stable")  # of two that a clip overlaps, the surer one is last
     own.apply(pairs["place"].to_numpy(), pairs, config)
     of_row[rows] = len(patterns.values) + np.arange(len(rows))
     patterns.values = np.concatenate([patterns.values, own.values])

@@ -75,6 +75,8 @@ class WaveformModel(nn.Module):
         )
 
     def forward(self, waveform: Float[Tensor, "b s"], valid_samples: Int64[Tensor, " b"]) -> WholeOutput:
-        """Return probabilities and logits."""
-        output: WholeOutput = self.model(self.image(waveform), valid_samples)
+        """Return probabilities and logits; each waveform is scaled to its peak first, as stored clips are."""
+        peak = waveform.abs().amax(dim=1, keepdim=True)
+        loudest = waveform / torch.where(peak > 0, peak, 1.0)
+        output: WholeOutput = self.model(self.image(loudest), valid_samples)
         return output
