@@ -87,7 +87,7 @@ class TorchEngine:
         if precision == "bf16" and not _processor_has_bf16():
             raise ValueError(
                 "this processor does not compute in bf16: it would be slower than fp32 and less exact; "
-                "use --set backbone.precision=fp32."
+                "use fp32."
             )
         backbone.parts.to(DTYPES[precision])
         self._run = backbone

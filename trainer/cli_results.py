@@ -146,10 +146,13 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default=None,
-    help="What the backbone computes in; default: as it was trained, fp32 for an exported model.",
+    help="What the backbone computes in (of an exported model all of it); default: as in training, fp32 "
+    "for an exported model.",
 )
 @click.option(
-    "--budget-minutes", default=0.0, help="Score no longer: sheds overlap, then backbones, then recordings."
+    "--budget-minutes",
+    default=0.0,
+    help="Score no longer: sheds overlap, then backbones (the last run's first), then recordings.",
 )
 @click.option(
     "--events",
@@ -169,9 +172,8 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
 )
 @click.option(
     "--pseudo-min",
-    default=0.5,
-    show_default=True,
-    help="Probability that a segment's best species must have to be labelled.",
+    type=float,
+    help="Probability that a segment's best species must have to be labelled; default: 0.5.",
 )
 @click.option("--uncalibrated", is_flag=True, help="Ignore the runs' calibrations and thresholds.")
 @click.option("--break-lock", is_flag=True, help="Take over an --out that another host seems to write.")
@@ -188,7 +190,8 @@ def predict(
 ) -> None:
     """Write a row of probabilities for every 5-second segment of every recording, and events.
 
-    Several RUNS, and the folds of one, are averaged as logits. What was done is kept in .OUT.parts: the
+    RUNS are run folders, or models of `trainer export`. Several of them, and the folds of one, are averaged
+    as logits. What was done is kept in .OUT.parts: the
     same command goes on behind a kill, and with recordings that came since. Before the first window is
     scored the submission is whole: what is not reached, or cannot be read, has the species' prior.
 

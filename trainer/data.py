@@ -16,7 +16,7 @@ from shared.taxonomy import Taxonomy
 from trainer.config import LabelConfig
 from trainer.map_source import MapSource, StoredMaps
 from trainer.mixup import Batch
-from trainer.targets import LabelledClips, Targets, make_targets
+from trainer.targets import SURE, LabelledClips, Targets, make_targets
 
 SCORE_BATCH = 256
 ROWS_AHEAD = 2  # steps: the one after next is on its way from a cold disk while this one is read
@@ -85,15 +85,14 @@ class ClipData:
         return np.isin(np.arange(len(self.store.recordings)), self.recording_of_row[self.usable_rows()])
 
     def is_soft(self) -> np.ndarray:
-        """Tell per recording whether some label of it is soft, or weighs less than 1: a pseudo-label."""
-        labels = self.store.labels
-        value, weight = labels["value"].to_numpy(float), labels["weight"].to_numpy(float)
-        soft = ((value > 0) & (value < 1)) | (weight < 1)
-        return np.isin(np.arange(len(self.store.recordings)), labels["recording"].to_numpy()[soft])
+        """Tell per recording whether it is pseudo-labelled."""
+        return is_soft(self.store)
 
     def first_primary(self) -> list[str]:
-        """Return each recording's first primary species, "" where it has none."""
-        primary = self.store.labels[self.store.labels["kind"] == "primary"]
+        """Return each recording's first primary species, "" where it has none; of soft ones a sure one."""
+        labels = self.store.labels
+        sure = (labels["value"] >= SURE) & (labels["weight"] > 0)
+        primary = labels[(labels["kind"] == "primary") & sure]
         first = primary.drop_duplicates("recording").set_index("recording")["species"]
         return [str(first.get(number, "")) for number in range(len(self.store.recordings))]
 
@@ -119,6 +118,13 @@ class ClipData:
         mask |= ((view > 0) & (valid > 0))[:, None]  # a view has no end: short clips are repeated in it
         parts = (targets, weights, mask, valid)
         return Batch(maps, *(torch.from_numpy(part) for part in parts))
+
+
+def is_soft(store: FeatureStore) -> np.ndarray:
+    """Tell per recording whether some label of it is soft, or weighs less than 1: a pseudo-label."""
+    value, weight = (store.labels[name].to_numpy(float) for name in ("value", "weight"))
+    soft = ((value > 0) & (value < 1)) | (weight < 1)
+    return np.isin(np.arange(len(store.recordings)), store.labels["recording"].to_numpy()[soft])
 
 
 def _number(text: str) -> float:

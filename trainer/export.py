@@ -207,16 +207,19 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         ValueError: `out` is there, and is not to be replaced, or is no exported model.
     """
+    temporary, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
+    if old.exists():  # a kill came between the two renames, or behind them
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
             raise ValueError(f"{out} exists; give another --out, or replace it with --overwrite.")
         if not (out / "run.json").is_file() or read_facts(out).get("kind") != "export":
             raise ValueError(f"{out} is no exported model: --overwrite does not remove it.")
-    temporary, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
     if temporary.exists():
         shutil.rmtree(temporary)
-    if old.exists() and not out.exists():  # a kill came between the two renames
-        old.rename(out)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -224,6 +227,8 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             out.rename(old)
         temporary.rename(out)
     finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
         for left in (temporary, old):
             if left.exists():
                 shutil.rmtree(left)

@@ -5,7 +5,7 @@ model_waveform.onnx   the same from waveforms, with the log-mel inside
 model.xml, model.bin  model.onnx as OpenVINO's own (--openvino)
 model.safetensors     the weights of trainer/whole_model.py
 config.toml, taxonomy.csv, calibration.json   as in a run folder
-prior.csv             each species' share of the training recordings
+prior.csv             each species' share of the run's recordings, by their first label
 attribution.csv       the training recordings' authors and licences
 README.md             the model card
 run.json              kind "export", shapes, versions, what was measured of its graphs

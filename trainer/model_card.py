@@ -97,7 +97,7 @@ def _unfinished(source: Source) -> list[str]:
     """Return a warning where the training was not finished."""
     if is_finished(source):
         return []
-    return [f"**The training was not finished**: {source.run.facts.get('epochs_done', 0)} epochs were done."]
+    return ["**The training was not finished**: this is the model of its last whole epoch."]
 
 
 def _data(source: Source, training: TrainingData) -> str:
@@ -118,6 +118,10 @@ def _data(source: Source, training: TrainingData) -> str:
             "was exported. Export it again with `--features STORE`."
         )
         return "\n\n".join(text)
+    if training.num_soft:
+        text.insert(
+            2, f"{training.num_soft} of them were labelled by a model, segment by segment (pseudo-labels)."
+        )
     authors = training.counts("author")
     named = [name for name, _ in authors if name != data.NOT_GIVEN]
     text += [
@@ -151,9 +155,7 @@ def _scores(source: Source) -> str:
         "bootstrap over recordings.",
         table(["figure", "value", "interval"], rows),
         _leakage(source.path),
-        "These are recordings of one species in front of a microphone. In soundscapes expect less: score it "
-        "there "
-        "with `trainer score`.",
+        "A whole recording is easier than five seconds of a soundscape: score it there with `trainer score`.",
     ]
     return "\n\n".join(line for line in lines if line)
 

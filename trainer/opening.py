@@ -91,6 +91,7 @@ def open_ensemble(paths: Sequence[Path], opening: Opening) -> Ensemble:
             key = digest({"own": own, "of": run.facts["fingerprint_of"], "stage": run.facts["stage"]})
             grouped.setdefault(key, []).append((number, run))
     scorers += [_scorer(group, opening) for group in grouped.values()]
+    scorers.sort(key=lambda scorer: min(scorer.sides))  # the last ones are shed first
     hops = sorted({scorer.frame_hop for scorer in scorers})
     if any(hop % hops[0] for hop in hops):
         raise ValueError(

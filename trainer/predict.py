@@ -151,16 +151,19 @@ class Predictor:
             return
         decoder = ClipDecoder(path, header, grid)
         chunk, start = _Chunk(level, [], []), 0
+        num_made = 0  # since the pace was asked last
         for clip in decoder:
-            # Only where a segment begins, so that windows without overlap are segments.
-            if len(chunk.marks) >= CHUNK_WINDOWS and start % grid.clip_samples == 0:
+            # Asked only where a segment begins, so that windows without overlap are segments.
+            is_due = num_made >= CHUNK_WINDOWS and start % grid.clip_samples == 0
+            if is_due or len(chunk.marks) >= CHUNK_WINDOWS:
                 yield chunk
-                level = pace(number, start, len(chunk.marks))
+                if is_due:
+                    level, num_made = pace(number, start, num_made), 0
                 chunk = _Chunk(level, [], [])
             chunk.waveforms.append(to_int16(clip.samples)[0])
             chunk.marks.append(_Window(number, start, clip.valid_samples))
             decoder.hop_samples = level.hop_samples
-            start += level.hop_samples
+            start, num_made = start + level.hop_samples, num_made + 1
         samples = grid.resampled_length(decoder.num_decoded, header.sample_rate_hz)
         chunk.marks.append(_End(number, level, decoder.finding, num_segments, samples))
         yield chunk

@@ -25,6 +25,7 @@ from trainer.pseudo_labels import write_pseudo_labels
 from trainer.recordings import find_recordings
 from trainer.submission import Layout, read_sample_submission
 
+PSEUDO_MIN = 0.5
 UNSEEN_IN_FRAMES = ("columns", "sample", "events", "threshold", "smoothing", "frames")
 
 
@@ -48,7 +49,7 @@ class PredictRequest:
     clips: Path | None = None
     clips_per_species: int = 20
     as_metadata: Path | None = None
-    pseudo_min: float = 0.5
+    pseudo_min: float | None = None
     calibrated: bool = True
     overwrite: bool = False
     break_lock: bool = False
@@ -72,7 +73,9 @@ def predict_recordings(request: PredictRequest) -> None:
         raise ValueError(f"--threshold is a probability between 0 and 1, got {request.threshold:g}.")
     if request.clips_per_species < 1:
         raise ValueError(f"--clips-per-species must be at least 1, got {request.clips_per_species}.")
-    if not 0 < request.pseudo_min <= 1:
+    if request.pseudo_min is not None and not request.as_metadata:
+        raise ValueError("--pseudo-min is for the labels of --as-metadata: give both.")
+    if request.pseudo_min is not None and not 0 < request.pseudo_min <= 1:
         raise ValueError(f"--pseudo-min is a probability above 0, got {request.pseudo_min:g}.")
     if request.budget_minutes < 0:
         raise ValueError(f"--budget-minutes must be positive, got {request.budget_minutes:g}.")
@@ -89,7 +92,7 @@ def predict_recordings(request: PredictRequest) -> None:
     parts = Parts(request.out)
     runs = identity_of(request.runs, calibrated=request.calibrated)
     place = str(request.frames.absolute()) if request.frames else ""
-    facts = job_facts(predictor, runs, request.rules, threshold, layout, place)
+    facts = job_facts(predictor, runs, request.rules, threshold, layout, place, request.precision or "")
     with locked(request.out, break_lock=request.break_lock), closing(parts):
         parts.open(facts, request.out, overwrite=request.overwrite)
         frames = None
@@ -105,7 +108,7 @@ def predict_recordings(request: PredictRequest) -> None:
         _say(request.out, _run(job))
         _write_events(request, job)
         if request.as_metadata:
-            _write_pseudo_labels(request.as_metadata, request.pseudo_min, job)
+            _write_pseudo_labels(request.as_metadata, request.pseudo_min or PSEUDO_MIN, job)
     if request.png:
         _draw(job, request.png, request.truth)
 

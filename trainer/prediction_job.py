@@ -274,10 +274,15 @@ def job_facts(
     threshold: np.ndarray,
     layout: Layout,
     frames: str,
+    precision: str,
 ) -> dict[str, Any]:
-    """Return everything that decides a row or an event, for `Parts.open`; engine and device do not."""
+    """Return everything that decides a row or an event, for `Parts.open`; engine and device do not.
+
+    precision: the one that was asked for, "" for the runs' own.
+    """
     return {
         "runs": runs,
+        "precision": precision,
         "overlap": predictor.overlap,
         "smoothing": predictor.smoothing,
         "columns": list(layout.species),

@@ -11,10 +11,11 @@ import pandas as pd
 from trainer.config import TrainConfig
 from trainer.data import ClipData
 from trainer.duplicates import recording_embeddings, similar_pairs
+from trainer.groups import identity_keys, linked_groups
 from trainer.leakage import leakage_report
 from trainer.run import write_json
 from trainer.sampling import ClipSampler, rarest_class, recording_weights
-from trainer.splits import Folds, make_folds, one_sided
+from trainer.splits import Folds, copies_joined, make_folds, one_sided
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Prepared:
 def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], object]) -> Folds:
     """Look for near-duplicates, and take or compute the folds.
 
-    Recordings with soft labels are in none of them: what a model said is no truth to score another by.
+    Recordings with soft labels are in none of them: what a model said is no truth to score another by. But
+    one that is a copy of another has that one's fold, so that it is not trained on where that is held out.
 
     step_done: told how many clips have been read.
     """
@@ -59,8 +61,9 @@ def find_folds(data: ClipData, config: TrainConfig, step_done: Callable[[int], o
     )
     if not is_soft.any():
         return folds
-    line = f"{int(is_soft.sum())} recordings with soft labels are always trained on and never scored"
-    return replace(folds, remarks=(*folds.remarks, line))
+    same = linked_groups(len(is_soft), identity_keys(data.store.recordings), pairs)
+    line = f"{int(is_soft.sum())} recordings with soft labels are trained on and never scored"
+    return replace(folds, fold=copies_joined(folds.fold, same, is_soft), remarks=(*folds.remarks, line))
 
 
 def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequence[int]) -> Prepared:
@@ -82,8 +85,9 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
     trained = np.unique(data.recording_of_row[training])
     side = np.full(len(truth), "unused", dtype=object)
     side[trained] = "training"
-    side[data.has_clip() & is_watched] = "watched"
-    side[data.has_clip() & is_validation] = "validation"
+    scored = data.has_clip() & ~data.is_soft()
+    side[scored & is_watched] = "watched"
+    side[scored & is_validation] = "validation"
     worth = np.zeros(len(truth))
     worth[trained] = recording_weights(truth[trained], data.ratings()[trained], config.sampler)
     classes = np.zeros(len(truth), np.int64)
@@ -97,7 +101,8 @@ def prepare(data: ClipData, folds: Folds, config: TrainConfig, held_out: Sequenc
         remarks += one_sided(is_validation, data.first_primary(), data.has_clip())
     return Prepared(
         data, folds, tuple(held_out), side, sampler, training,
-        usable[is_validation[of_row]], usable[is_watched[of_row]], loss_weights, remarks, data.num_views,
+        usable[(is_validation & scored)[of_row]], usable[(is_watched & scored)[of_row]],
+        loss_weights, remarks, data.num_views,
     )  # fmt: skip
 
 

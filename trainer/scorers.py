@@ -126,7 +126,9 @@ def _graph_runner(
     need_package(engine, f"engine {engine}", f"pip install {engine}, or use --engine torch")
     if engine == "onnxruntime":
         if precision != "fp32":
-            raise ValueError(f"--engine onnxruntime computes in fp32, not in {precision}.")
+            raise ValueError(
+                f"--engine onnxruntime computes in fp32, not in {precision}; give --precision fp32."
+            )
         session = onnx_session(path, 1 if streams > 1 else torch.get_num_threads())
         return lambda images, valid: session.run(
             ["clip_logits", "frame_logits"], {"image": images, INPUT_SAMPLES: valid}

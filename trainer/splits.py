@@ -89,7 +89,7 @@ def make_folds(
     same = linked_groups(len(recordings), identity_keys(recordings), pairs)
     if given is not None:
         fold[usable] = given[usable]
-        return Folds(_copies_joined(fold, same, usable), True, pairs)
+        return Folds(copies_joined(fold, same, usable), True, pairs)
     keys = [*identity_keys(recordings), *([author_keys(recordings)] if config.by_author else [])]
     groups = linked_groups(len(recordings), keys, pairs)
     species = np.array(primary, dtype=object)[usable]
@@ -168,7 +168,7 @@ def _given_folds(recordings: pd.DataFrame) -> np.ndarray | None:
     return np.where(whole, folds.fillna(ALWAYS_TRAINED), ALWAYS_TRAINED).astype(np.int64)
 
 
-def _copies_joined(fold: np.ndarray, same: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def copies_joined(fold: np.ndarray, same: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Give recordings without a fold (external ones) that of the recording they are a copy of.
 
     Others without a fold are trained on in every fold. A copy of recordings in several folds

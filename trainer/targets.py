@@ -93,7 +93,7 @@ def make_targets(tables: LabelledClips, taxonomy: Taxonomy, config: LabelConfig)
         only_timed = np.setdiff1d(timed["recording"], whole["recording"])
         _add_timed(tables, timed, only_timed, patterns, of_row, config)
     truth = _Patterns(np.zeros(shape, np.float32), np.ones(shape, np.float32))
-    by_value = labels.sort_values("value", kind="stable")  # the surest is written last
+    by_value = labels[labels["weight"] > 0].sort_values("value", kind="stable")  # the surest is last
     truth.apply(by_value["recording"].to_numpy(), by_value, LabelConfig())
     truth.values = (truth.values >= SURE).astype(np.float32)
     return Targets(patterns.values, patterns.weights, of_row, truth.values, truth.weights)
@@ -122,7 +122,8 @@ def _add_timed(
     weight = heaviest.to_numpy(np.float32)
     weight[~np.isin(recording[labelled], only_timed)] = 1  # labels of the whole recording count as ever
     own.weights[labelled] = patterns.weights[recording[labelled]] * weight[:, None]
-    pairs = pairs.sort_values("value", kind="stable")  # of two that a clip overlaps, the surer one is last
+    # Of two that a clip overlaps, the surer one is written last, and one that does not count first.
+    pairs = pairs.assign(counts=pairs["weight"] > 0).sort_values(["counts", "value"], kind="stable")
     own.apply(pairs["place"].to_numpy(), pairs, config)
     of_row[rows] = len(patterns.values) + np.arange(len(rows))
     patterns.values = np.concatenate([patterns.values, own.values])

@@ -4,10 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from shared.documents import UNREADABLE
 from shared.store import FeatureStore
+from trainer.data import is_soft
 from trainer.run import read_facts
 
 FILE = "attribution.csv"
@@ -21,12 +23,14 @@ class TrainingData:
     """The recordings that some head of a run learned from (N rows of COLUMNS, text).
 
     is_attributed: whether the store was there; else author, license and url are empty.
-    num_clips: of these recordings; None where the store was not there.
+    num_clips: of these recordings; None where the store was not there. num_soft: how many of them a model
+        labelled.
     """
 
     recordings: pd.DataFrame
     is_attributed: bool
     num_clips: int | None = None
+    num_soft: int = 0
 
     def counts(self, column: str) -> list[tuple[str, int]]:
         """Return a column's values, the most frequent first, with how many recordings have each."""
@@ -72,7 +76,8 @@ def training_data(members: list[Path], features: Path | None) -> TrainingData:
         trained[name] = column.iloc[rows].astype(str).to_numpy()
     numbers = set(store.recordings.index[store.recordings.set_index(KEYS).index.isin(keys)])
     num_clips = int(store.clips["recording"].isin(numbers).sum())
-    return TrainingData(trained[COLUMNS], is_attributed=True, num_clips=num_clips)
+    soft = numbers & set(np.flatnonzero(is_soft(store)).tolist())
+    return TrainingData(trained[COLUMNS], is_attributed=True, num_clips=num_clips, num_soft=len(soft))
 
 
 def _trained(path: Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 from click.testing import Result
-from scipy.special import expit
+from scipy.special import expit, logit
 from tones import TINY_RATE_HZ, tone
 
 import shared.backbone
@@ -28,6 +28,7 @@ from trainer.config import HeadConfig
 from trainer.data import frame_mask
 from trainer.exported import IMAGE_GRAPH, OPENVINO_GRAPH, WAVEFORM_GRAPH, WEIGHTS, read_exported
 from trainer.heads import Head
+from trainer.opening import Opening, open_ensemble
 from trainer.run import read_facts
 from trainer.training_data import training_data
 from trainer.whole_model import WholeModel
@@ -183,6 +184,26 @@ def test_predict_from_the_folder_is_predict_from_the_run_by_every_engine(
     assert (both - expected).abs().max().max() < 1e-4
 
 
+def test_beside_runs_it_keeps_its_place_and_its_species(
+    model: Path, runs: Path, store: Path, scapes: Path, tiny_config: Path, run_program: Run, tmp_path: Path
+) -> None:
+    taxonomy = tmp_path / "t.csv"
+    taxonomy.write_text("primary_label\nmiddle\nlow\nhigh\n")
+    run_program("trainer", "fit", "--features", store, "--config", tiny_config, "--out", runs / "other",
+                "--taxonomy", taxonomy, "--set", "fit.epochs=30")  # fmt: skip
+    opening = Opening(torch.device("cpu"), engine="onnxruntime")
+    for paths in ([runs / "other", model], [model, runs / "other"]):
+        ensemble = open_ensemble(paths, opening)
+        assert [scorer.sides for scorer in ensemble.scorers] == [[0], [1]]  # the last one is shed first
+    audio = ["--audio", scapes]
+    one = predicted(run_program, tmp_path / "1.csv", runs / "other", *audio)
+    two = predicted(run_program, tmp_path / "2.csv", model, *audio)
+    both = predicted(run_program, tmp_path / "3.csv", runs / "other", model, *audio)
+    assert list(both) == ["middle", "low", "high"]
+    expected = expit((logit(one) + logit(two[list(both)])) / 2)
+    assert (both - expected).abs().max().max() < 1e-4
+
+
 def test_openvino_takes_its_own_file_and_else_the_graph(
     model: Path, scapes: Path, run_program: Run, tmp_path: Path
 ) -> None:
@@ -306,6 +327,21 @@ def test_what_is_there_is_not_lost(
         patch.setattr("trainer.export_command.model_card", fails)
         export(run_program, runs / "all", out, "--overwrite", status=2)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    rename = Path.rename
+
+    def only_the_old(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("no more renames")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", only_the_old)
+        export(run_program, runs / "all", out, "--overwrite", status=2)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    out.rename(tmp_path / ".model.old")  # as a kill between the two renames leaves it
+    assert "exists" in export(run_program, runs / "all", out, status=2).output
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    shutil.copytree(out, tmp_path / ".model.old")  # and one behind them
     export(run_program, runs / "all", out, "--overwrite")
     assert read_facts(out)["heads"] == 3
     assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith(".")) == []

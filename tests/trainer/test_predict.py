@@ -83,6 +83,14 @@ def test_engines_agree_and_overlap_keeps_the_rows(
     assert max(np.abs(found[row] - plain[row]).max() for row in plain) > 1e-3
 
 
+def test_another_precision_is_another_job(runs: Path, scapes: Path, run_program: Run, tmp_path: Path) -> None:
+    command = ["predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv"]
+    run_program("trainer", *command)
+    said = run_program("trainer", *command, "--precision", "fp32", status=2).output
+    assert "precision" in said
+    assert "--overwrite" in said
+
+
 def test_another_overlap_than_whole_frames_is_refused_with_those_there_are(
     runs: Path, scapes: Path, run_program: Run, tmp_path: Path
 ) -> None:
@@ -332,6 +340,22 @@ def test_a_long_recording_is_shed_where_a_segment_begins(
         assert np.abs(one - before)[: (changed - 1) * per_second].max() < 1e-4
         assert np.abs(one - after)[(changed + 1) * per_second :].max() < 1e-4
     assert np.abs(full[0] - alone[0])[changed + 1 :].max() > 1e-3
+
+
+def test_chunks_are_small_whatever_the_windows_hop(runs: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", tone(500, 60.0), 8000)
+    predictor = Predictor(open_ensemble([runs / "one"], Opening(CPU)))
+    odd = Level(7001, 1)  # beside a segment's 8000: together again only after 8000 windows
+    asked = []
+
+    def pace(number: int, start: int, num_windows: int) -> Level:
+        asked.append(start)
+        return odd
+
+    chunks = list(predictor._decode(0, tmp_path / "long.wav", pace))
+    assert max(len(chunk.waveforms) for chunk in chunks) == 8
+    assert sum(len(chunk.waveforms) for chunk in chunks) > 60
+    assert asked == [0]
 
 
 def by_recording(pieces: Iterator[Piece], num: int) -> list[list[Piece]]:

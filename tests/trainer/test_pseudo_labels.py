@@ -1,5 +1,6 @@
 """Pseudo-labels: from a prediction into metadata, a store, the targets, and never into a score."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def test_what_nobody_heard_is_not_labelled(
     said = run_program("trainer", "predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv",
                        "--as-metadata", out, "--pseudo-min", 1).output  # fmt: skip
     assert "0 of 24 segments are sure enough (1), 0 labels in 0 recordings" in said
+    alone = ["predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv", "--pseudo-min", 0.5]
+    assert "give both" in run_program("trainer", *alone, status=2).output
     bad = ["--as-metadata", out, "--pseudo-min", 0]
     command = ["predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv", *bad]
     assert "--pseudo-min" in run_program("trainer", *command, status=2).output
@@ -97,13 +100,37 @@ def test_build_and_fit_take_them_beside_the_real_ones(
     said = run_program("trainer", "fit", "--features", store, "--config", tiny_config, "--out", out,
                        "--folds", 3, "--workers", 1).output  # fmt: skip
     num = given["filename"].nunique()
-    assert f"{num} recordings with soft labels are always trained on and never scored" in said
+    assert f"{num} recordings with soft labels are trained on and never scored" in said
     scored = pd.read_csv(out / "out_of_fold.csv")
     assert set(scored["source"]) == {"main"}
     assert len(scored) == 12
     for fold in sorted(out.glob("fold*")):
         split = pd.read_csv(fold / "split.csv")
         assert set(split["side"][split["source"] != "main"]) == {"training"}
+
+
+def test_a_pseudo_labelled_copy_is_not_trained_on_where_its_original_is_held_out(
+    pseudo: Path, scapes: Path, tiny_data: Path, tiny_config: Path, build_tiny: Callable[..., Path],
+    run_program: Run, tmp_path: Path,
+) -> None:  # fmt: skip
+    original = tiny_data / "audio" / "low" / "XC100.wav"
+    (scapes / "copy.wav").write_bytes(original.read_bytes())
+    with pseudo.open("a") as file:
+        file.write("copy.wav,low,0,0.9,0.9\n")
+    store = build_tiny("more.zarr", "--external", f"{pseudo}={scapes}")
+    out = tmp_path / "run"
+    run_program("trainer", "fit", "--features", store, "--config", tiny_config, "--out", out,
+                "--folds", 3, "--workers", 1)  # fmt: skip
+    scored = pd.read_csv(out / "out_of_fold.csv")
+    assert len(scored) == 12
+    assert "copy.wav" not in set(scored["filename"])
+    sides = []
+    for fold in sorted(out.glob("fold*")):
+        side = pd.read_csv(fold / "split.csv").set_index("filename")["side"]
+        sides.append((side["low/XC100.wav"], side["copy.wav"]))
+        leakage = json.loads((fold / "leakage.json").read_text())
+        assert leakage["same_bytes"]["recordings"] == 0
+    assert sorted(sides) == [("training", "training"), ("training", "training"), ("validation", "unused")]
 
 
 def metadata_of(tmp_path: Path, text: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -144,6 +171,7 @@ def test_a_soft_label_is_its_clips_target_and_the_others_weigh_as_much_as_the_he
 def test_a_clip_between_two_labels_has_the_surer_one_and_whole_labels_count_as_ever() -> None:
     labels = pd.DataFrame(
         [(0, "a", "primary", 0, 8000, 0.9, 0.9), (0, "a", "primary", 8000, 16000, 0.1, 0.8),
+         (0, "a", "primary", 0, 8000, 1.0, 0.0),
          (1, "a", "primary", WHOLE, WHOLE, 1.0, 1.0), (1, "b", "primary", 0, 8000, 1.0, 0.0)],
         columns=["recording", "species", "kind", "start", "stop", "value", "weight"],
     )  # fmt: skip
@@ -152,6 +180,7 @@ def test_a_clip_between_two_labels_has_the_surer_one_and_whole_labels_count_as_e
     values, weights = targets.of(np.arange(4))
     assert values[:, 0] == pytest.approx([0.9, 0.9, 0.1, 1])
     assert weights == pytest.approx(np.array([[0.9, 0.9], [0.9, 0.9], [0.8, 0.8], [1, 0]]))
+    assert targets.recording_truth.tolist() == [[1, 0], [1, 0]]
 
 
 def test_a_recording_is_of_a_species_by_its_surest_label() -> None:
