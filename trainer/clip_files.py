@@ -12,7 +12,7 @@ from trainer.events import Event
 from trainer.recordings import Recording
 
 BLOCK_FRAMES = 1 << 20
-NAME = r"\d{4}_[01]\.\d{3}_.*_\d+\.\ds\.wav"  # of a clip, as _cuts makes them
+NAME = r"\d{4}_[01]\.\d{3}_(.*)_\d+\.\ds\.wav"  # of a clip, as _cuts makes them
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def write_clips(
         except (soundfile.LibsndfileError, OSError) as error:
             problems.append(f"no clip of {cut.recording.relative} at {cut.event.start:g} s: {error}")
         progress(1)
-    _remove_older(folder, cuts)
+    _remove_older(folder, cuts, found)
     return num, problems
 
 
@@ -60,12 +60,16 @@ def _copy(cut: _Cut) -> None:
                 left -= len(samples)
 
 
-def _remove_older(folder: Path, cuts: Sequence[_Cut]) -> None:
-    """Remove clips that an earlier call cut and this one did not: their ranks are no more."""
+def _remove_older(folder: Path, cuts: Sequence[_Cut], found: Sequence[Detections]) -> None:
+    """Remove these recordings' clips that an earlier call cut and this one did not: their ranks are no more."""
     now = {cut.path for cut in cuts}
-    for path in folder.rglob("*.wav"):
-        if re.fullmatch(NAME, path.name) and path not in now:
-            path.unlink()
+    ours = {Path(one.recording.relative).with_suffix("") for one in found}
+    for path in folder.glob("*/**/*.wav"):
+        match = re.fullmatch(NAME, path.name)
+        if match and path not in now:
+            below = Path(*path.parent.relative_to(folder).parts[1:], match[1])
+            if below in ours:
+                path.unlink()
 
 
 def _cuts(found: Sequence[Detections], folder: Path, most: int) -> list[_Cut]:

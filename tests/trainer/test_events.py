@@ -140,8 +140,10 @@ def test_clips_are_the_best_detections_best_first_in_their_sub_folders(
                      "b/north/0001_0.900_dawn_2.0s.wav"]  # fmt: skip
     own = out / "a" / "mine.wav"
     own.write_bytes(b"")
+    others = out / "a" / "north" / "0001_0.500_dusk_1.0s.wav"  # of a recording of another week
+    others.write_bytes(b"")
     assert write_clips(detections, out, 1, lambda n: None) == (2, [])  # those of other ranks are no more
-    assert sorted(out.rglob("*.wav")) == sorted([*(out / file for file in files[1:]), own])
+    assert sorted(out.rglob("*.wav")) == sorted([*(out / file for file in files[1:]), own, others])
     samples, rate = soundfile.read(out / files[1])
     assert (len(samples), rate) == (16_000, 16_000)
     assert samples[0] == pytest.approx(64_000 / 320_000, abs=1e-4)
