@@ -61,7 +61,7 @@ def _copy(cut: _Cut) -> None:
 
 
 def _remove_older(folder: Path, cuts: Sequence[_Cut], found: Sequence[Detections]) -> None:
-    """Remove these recordings' clips that an earlier call cut and this one did not: their ranks are no more."""
+    """Remove clips of these recordings that an earlier call cut and this one did not."""
     now = {cut.path for cut in cuts}
     ours = {Path(one.recording.relative).with_suffix("") for one in found}
     for path in folder.glob("*/**/*.wav"):
