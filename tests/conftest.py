@@ -168,3 +168,14 @@ def scapes(tmp_path: Path) -> Path:
         place = folder / "deep" if number % 2 else folder
         soundfile.write(place / f"s{number}.wav", samples + noise, TINY_RATE_HZ)
     return folder
+
+
+@pytest.fixture
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of the time, where a test is of everything else."""
+
+    def write(module: object, inputs: object, path: Path) -> float:
+        path.write_bytes(b"graph")
+        return 0.0
+
+    monkeypatch.setattr("trainer.export._write_graph", write)

@@ -28,17 +28,28 @@ from trainer.whole_model import INPUT_SAMPLES, OUTPUTS, WaveformModel, WholeMode
 
 MAX_DIFFERENCE = 1e-4  # of probabilities, between a graph and torch
 CHECKED_CLIPS = 16
+MODEL_FILES = (WEIGHTS, IMAGE_GRAPH, WAVEFORM_GRAPH, OPENVINO_GRAPH, "model.bin")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run that is to be exported, opened; run: its first member."""
+    """A run that is to be exported, opened; members: the run itself, or those of its folds."""
 
     path: Path
-    run: Run
+    members: list[Run]
     ensemble: Ensemble
     model: WholeModel
     features: FeatureConfig
+
+    @property
+    def run(self) -> Run:
+        """The first member; of folds all are alike but for their weights and split."""
+        return self.members[0]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training, and that of all folds, came to its end."""
+        return all(member.facts.get("finished") for member in self.members)
 
 
 def open_source(path: Path, weights: str | None) -> Source:
@@ -49,7 +60,7 @@ def open_source(path: Path, weights: str | None) -> Source:
     """
     if read_facts(path).get("kind") == "export":
         raise ValueError(f"{path} is an exported model already; copy it.")
-    run = members_of(path)[0]
+    members = members_of(path)
     opening = Opening(torch.device("cpu"), weights, engine="torch", precision="fp32")
     ensemble = open_ensemble([path], opening)
     scorers = [one for one in ensemble.scorers if isinstance(one, HeadsOnBackbone)]
@@ -59,16 +70,10 @@ def open_source(path: Path, weights: str | None) -> Source:
         ensemble.calibrations[0], map_hop=scorers[0].map_hop,
         num_map_frames=scorers[0].embedder.map_shapes[stage][2],
     )  # fmt: skip
-    # What a newer config would say: the weights lie beside it, and it is fp32 whatever the features were.
-    backbone = replace(
-        run.features.backbone, weights=WEIGHTS, engine="auto", precision="fp32", stages=(stage,)
-    )
-    return Source(path, run, ensemble, model, replace(run.features, backbone=backbone))
-
-
-def is_finished(source: Source) -> bool:
-    """Tell whether the run's training, and that of all its folds, came to its end."""
-    return all(member.facts.get("finished") for member in members_of(source.path))
+    features = members[0].features
+    # The weights lie beside it, and it is fp32 whatever the features were.
+    backbone = replace(features.backbone, weights=WEIGHTS, engine="auto", precision="fp32", stages=(stage,))
+    return Source(path, members, ensemble, model, replace(features, backbone=backbone))
 
 
 def write_export(
@@ -113,13 +118,6 @@ def write_export(
 
 def _facts(source: Source, folder: Path, frames: int, checks: dict[str, float]) -> dict[str, Any]:
     given, model = source.run.facts, source.model
-    files = [
-        WEIGHTS,
-        IMAGE_GRAPH,
-        WAVEFORM_GRAPH,
-        OPENVINO_GRAPH,
-        Path(OPENVINO_GRAPH).with_suffix(".bin").name,
-    ]
     grid = source.features.clips.grid()
     return {
         "kind": "export",
@@ -142,7 +140,7 @@ def _facts(source: Source, folder: Path, frames: int, checks: dict[str, float]) 
         "largest_difference_from_torch": checks,
         "sha256": {
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in files
+            for name in MODEL_FILES
             if (folder / name).is_file()
         },
         "software": software_versions(),

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.export import is_finished, new_folder, open_source, write_export
+from trainer.export import new_folder, open_source, write_export
 from trainer.model_card import model_card
-from trainer.opening import members_of
 from trainer.training_data import FILE, training_data
 
 
@@ -20,14 +19,16 @@ def export_run(
         ValueError: what cannot be done, before anything is written, or a graph that differs from torch.
     """
     source = open_source(path, weights)
-    if not is_finished(source):
+    if not source.is_finished:
         say(f"{path}: the training is not finished; this is the model of its last whole epoch")
-    training = training_data([member.path for member in members_of(path)], features)
+    training = training_data(source.members, features)
     with new_folder(out, overwrite=overwrite) as folder:
         facts = write_export(source, folder, openvino=openvino, say=say)
-        if training.is_attributed:
+        if not training.not_attributed:
             training.recordings.to_csv(folder / FILE, index=False)
         else:
-            say("licences and authors not counted: the run's store is not there; give it with --features")
+            say(
+                f"licences and authors not counted: {training.not_attributed}; give the store with --features"
+            )
         (folder / "README.md").write_text(model_card(source, facts, training), encoding="utf-8")
     return facts

@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.documents import UNREADABLE
 from trainer import training_data as data
-from trainer.export import Source, is_finished
+from trainer.export import Source
 from trainer.exported import IMAGE_GRAPH, PRIOR, WAVEFORM_GRAPH, WEIGHTS
 from trainer.folded import head_name
 from trainer.metrics import FIGURES
@@ -93,42 +93,33 @@ def _use(source: Source, facts: dict[str, Any]) -> str:
     )
 
 
-def _unfinished(source: Source) -> list[str]:
-    """Return a warning where the training was not finished."""
-    if is_finished(source):
-        return []
-    return ["**The training was not finished**: this is the model of its last whole epoch."]
-
-
 def _data(source: Source, training: TrainingData) -> str:
     by_species, num = training.counts("primary_label"), len(training.recordings)
     clips = "" if training.num_clips is None else f" with {training.num_clips} clips"
     counts = [count for _, count in by_species]
-    text = [
-        "## Training data",
-        *_unfinished(source),
+    text = ["## Training data"]
+    if not source.is_finished:
+        text.append("**The training was not finished**: this is the model of its last whole epoch.")
+    text.append(
         f"{num} recordings{clips}; labels hold for whole recordings, without times, where metadata gave "
-        "none. "
-        f"By primary label {min(counts)} to {max(counts)} recordings a species; shares are in {PRIOR}.",
-        table(["source", "recordings"], training.counts("source")),
-    ]
-    if not training.is_attributed:
+        "none. By "
+        f"primary label {min(counts)} to {max(counts)} recordings a species; shares are in {PRIOR}."
+    )
+    if training.num_soft:
+        text.append(f"A model labelled {training.num_soft} of the recordings, segment by segment.")
+    text.append(table(["source", "recordings"], training.counts("source")))
+    if training.not_attributed:
         text.append(
-            "**Licences and authors could not be counted**: the feature store was not there when the model "
-            "was exported. Export it again with `--features STORE`."
+            "**Licences and authors could not be counted** when the model was exported. Export it again with "
+            "`--features STORE`."
         )
         return "\n\n".join(text)
-    if training.num_soft:
-        text.insert(
-            2, f"{training.num_soft} of them were labelled by a model, segment by segment (pseudo-labels)."
-        )
     authors = training.counts("author")
     named = [name for name, _ in authors if name != data.NOT_GIVEN]
     text += [
         table(["licence", "recordings"], training.counts("license")),
         f"By {len(named)} authors; each recording with author and licence is in {data.FILE}. Those of the "
-        "most "
-        "recordings:",
+        "most:",
         table(["author", "recordings"], authors[:SHOWN]),
     ]
     return "\n\n".join(text)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from shared.backbone import Backbone
 from shared.clip_array import num_processors
@@ -177,14 +176,10 @@ def _exported_scorers(model: Exported, side: int, opening: Opening) -> list[Scor
             raise ValueError(f"--engine {engine} runs on the CPU; give --device cpu.")
         return [GraphScorer(model, engine, precision, opening.streams, side)]
     whole, stage = model.model(), str(model.facts["stage"])
-    heads: list[list[nn.Module]] = [[head] for head in whole.heads]
-    if len(whole.backbones) == 1:
-        heads = [list(whole.heads)]
     backbone = replace(model.features.backbone, stages=(stage,), engine="torch", precision=precision)
     config = replace(model.features, backbone=backbone)
     scorers: list[Scorer] = []
-    for own, group in zip(whole.backbones, heads, strict=True):
-        assert isinstance(own, Backbone)
+    for own, group in whole.groups():
         embedder = Embedder(config, opening.device, streams=opening.streams, backbone=own.to(opening.device))
         scorers.append(HeadsOnBackbone(embedder, stage, group, [side] * len(group)))
     return scorers

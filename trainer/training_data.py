@@ -10,7 +10,7 @@ import pandas as pd
 from shared.documents import UNREADABLE
 from shared.store import FeatureStore
 from trainer.data import is_soft
-from trainer.run import read_facts
+from trainer.run import Run
 
 FILE = "attribution.csv"
 KEYS = ["source", "filename", "sha256"]
@@ -22,13 +22,13 @@ NOT_GIVEN = "not given"
 class TrainingData:
     """The recordings that some head of a run learned from (N rows of COLUMNS, text).
 
-    is_attributed: whether the store was there; else author, license and url are empty.
-    num_clips: of these recordings; None where the store was not there. num_soft: how many of them a model
+    not_attributed: why author, license and url are empty, "" where they are not.
+    num_clips: of these recordings; None where they are not attributed. num_soft: how many of them a model
         labelled.
     """
 
     recordings: pd.DataFrame
-    is_attributed: bool
+    not_attributed: str = ""
     num_clips: int | None = None
     num_soft: int = 0
 
@@ -43,7 +43,7 @@ class TrainingData:
         return int(names.str.contains(r"non-?commercial|\bnc\b|by-nc", regex=True).sum())
 
 
-def training_data(members: list[Path], features: Path | None) -> TrainingData:
+def training_data(members: list[Run], features: Path | None) -> TrainingData:
     """Read the training recordings of a run, or of its folds, and their metadata.
 
     features: a store that holds them; None: the one that the run was trained on, where it is still there.
@@ -51,25 +51,25 @@ def training_data(members: list[Path], features: Path | None) -> TrainingData:
     Raises:
         ValueError: a run's split is damaged; `features` cannot be opened or lacks some of the recordings.
     """
-    trained = pd.concat([_trained(path) for path in members]).drop_duplicates(KEYS, ignore_index=True)
-    place = features or Path(read_facts(members[0])["features"])
+    trained = pd.concat([_trained(run.path) for run in members]).drop_duplicates(KEYS, ignore_index=True)
+    place = features or Path(members[0].facts["features"])
     try:
         store = FeatureStore(place)
     except UNREADABLE:
         if features:
             raise
-        return TrainingData(trained.reindex(columns=COLUMNS, fill_value=""), is_attributed=False)
+        return _not_attributed(trained, f"the run's store {place} is not there")
     known = store.recordings.drop_duplicates(KEYS).set_index(KEYS)
     keys = pd.MultiIndex.from_frame(trained[KEYS])
     rows = known.index.get_indexer(keys)
     if (rows < 0).any():
         missing = trained["filename"][rows < 0]
+        line = (
+            f"{place} lacks {len(missing)} of the {len(trained)} training recordings, {missing.iloc[0]} first"
+        )
         if features:
-            raise ValueError(
-                f"{features} lacks {len(missing)} of the {len(trained)} training recordings, "
-                f"{missing.iloc[0]} first; give the store that the run was trained on."
-            )
-        return TrainingData(trained.reindex(columns=COLUMNS, fill_value=""), is_attributed=False)
+            raise ValueError(f"{line}; give the store that the run was trained on.")
+        return _not_attributed(trained, line)
     others = [name for name in COLUMNS if name not in trained]
     for name in others:
         column = known[name] if name in known else pd.Series("", known.index)
@@ -77,7 +77,11 @@ def training_data(members: list[Path], features: Path | None) -> TrainingData:
     numbers = set(store.recordings.index[store.recordings.set_index(KEYS).index.isin(keys)])
     num_clips = int(store.clips["recording"].isin(numbers).sum())
     soft = numbers & set(np.flatnonzero(is_soft(store)).tolist())
-    return TrainingData(trained[COLUMNS], is_attributed=True, num_clips=num_clips, num_soft=len(soft))
+    return TrainingData(trained[COLUMNS], num_clips=num_clips, num_soft=len(soft))
+
+
+def _not_attributed(trained: pd.DataFrame, why: str) -> TrainingData:
+    return TrainingData(trained.reindex(columns=COLUMNS, fill_value=""), why)
 
 
 def _trained(path: Path) -> pd.DataFrame:

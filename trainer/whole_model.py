@@ -1,6 +1,6 @@
 """A run's backbones, heads and calibration as one module: images or waveforms to probabilities."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,6 +10,7 @@ from shared.backbone import Backbone
 from shared.features import FeatureConfig
 from shared.mel import LogMelImage
 from trainer.calibration import Calibration
+from trainer.heads import HeadOutput
 
 INPUT_SAMPLES = "valid_samples"
 OUTPUTS = ("clip_wise", "frame_wise", "clip_logits", "frame_logits")
@@ -48,13 +49,19 @@ class WholeModel(nn.Module):
         self.register_buffer("offset", torch.from_numpy(calibration.offset))
         self.requires_grad_(False).eval()
 
+    def groups(self) -> list[tuple[Backbone, list[nn.Module]]]:
+        """Return every backbone with the heads behind it."""
+        heads = list(self.heads)
+        behind = [heads] if len(self.backbones) == 1 else [[head] for head in heads]
+        return [(cast(Backbone, one), group) for one, group in zip(self.backbones, behind, strict=True)]
+
     def forward(self, image: Float[Tensor, "b 3 m n"], valid_samples: Int64[Tensor, " b"]) -> WholeOutput:
         """Return probabilities and logits of windows with `valid_samples` samples of audio, zeros behind."""
-        maps = [backbone(image)[0] for backbone in self.backbones]
-        if len(maps) < len(self.heads):
-            maps *= len(self.heads)
         mask = (self.begins < valid_samples.unsqueeze(1)) | (self.begins == 0)
-        outputs = [head(one, mask) for head, one in zip(self.heads, maps, strict=True)]
+        outputs: list[HeadOutput] = []
+        for backbone, heads in self.groups():
+            maps = backbone(image)[0]
+            outputs += [head(maps, mask) for head in heads]
         clip_logits = torch.stack([one.clip_wise for one in outputs]).mean(dim=0)
         frame_logits = torch.stack([one.frame_wise for one in outputs]).mean(dim=0)
         return WholeOutput(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import REPEATS, Numbers, median_seconds, show
+from measuring import Numbers, cpu_seconds_each, median_seconds, show
 
 from featurestore.build import Builder, store_attributes
 from featurestore.plan import Plan, Source, make_plan
@@ -141,17 +141,8 @@ class Stages:
             "backbone": (self._backbone, self._batch),
             "write": (self._write, 512),
         }
-        found = {}
         with torch.inference_mode():
-            for stage, (work, num_clips) in works.items():
-                work()
-                times = []
-                for _ in range(REPEATS):
-                    used = time.process_time()
-                    work()
-                    times.append((time.process_time() - used) / num_clips)
-                found[stage] = float(np.median(times))
-        return found
+            return cpu_seconds_each(works)
 
 
 class EagerEngine:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import REPEATS, Numbers, peak_anonymous_mb, show
+from measuring import Numbers, cpu_seconds_each, peak_anonymous_mb, show
 
 from shared.audio import ClipDecoder, read_header, to_int16
 from shared.backbone import BackboneConfig
@@ -153,16 +153,7 @@ class Stages:
             "backbone, head": (self._score, self.size),
             "rows, events": (self._write, num),
         }
-        found = {}
-        for stage, (work, num_windows) in works.items():
-            work()
-            times = []
-            for _ in range(REPEATS):
-                used = time.process_time()
-                work()
-                times.append((time.process_time() - used) / num_windows)
-            found[stage] = float(np.median(times))
-        return found
+        return cpu_seconds_each(works)
 
 
 def predicts() -> Numbers:

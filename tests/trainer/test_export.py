@@ -1,6 +1,5 @@
 """Exported models: graphs that compute what torch does, a folder that stands alone, a card that is true."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from tones import TINY_RATE_HZ, tone
 import shared.backbone
 from shared.backbone import BackboneConfig, load_backbone
 from shared.mel import LogMelImage
+from shared.onnx_graph import onnx_bytes, onnx_session
 from shared.taxonomy import Taxonomy
 from trainer.calibration import Calibration, write_calibration
 from trainer.config import HeadConfig
@@ -30,8 +30,7 @@ from trainer.exported import IMAGE_GRAPH, OPENVINO_GRAPH, WAVEFORM_GRAPH, WEIGHT
 from trainer.heads import Head
 from trainer.opening import Opening, open_ensemble
 from trainer.run import read_facts
-from trainer.training_data import training_data
-from trainer.whole_model import WholeModel
+from trainer.whole_model import OUTPUTS, WholeModel
 
 Run = Callable[..., Result]
 SPECIES = Taxonomy(("high", "low", "middle"))
@@ -55,22 +54,10 @@ def model(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "model"))
 
 
-@pytest.fixture
-def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes most of the time, where a test is of everything else."""
-
-    def write(module: object, inputs: object, path: Path) -> float:
-        path.write_bytes(b"graph")
-        return 0.0
-
-    monkeypatch.setattr("trainer.export._write_graph", write)
-
-
 def noise_and_tones(num: int, samples: int) -> np.ndarray:
     """Return clips (num, samples) of -1..1, of all colours and levels, some silent, some cut."""
     rng = np.random.default_rng(1)
     clips = rng.standard_normal((num, samples))
-    clips = np.cumsum(clips, axis=1) if num == 1 else clips
     times = np.arange(samples) / TINY_RATE_HZ
     clips += rng.uniform(0, 20, (num, 1)) * np.sin(2 * np.pi * rng.uniform(100, 3900, (num, 1)) * times)
     clips *= 10 ** rng.uniform(-6, 0, (num, 1)) / np.abs(clips).max(axis=1, keepdims=True)
@@ -107,7 +94,9 @@ def test_both_graphs_give_torchs_probabilities_for_a_thousand_clips_in_any_batch
 
 
 @pytest.mark.parametrize("name", ["attention", "chrononet", "linear"])
-def test_only_frames_that_hold_sound_count_and_heads_of_several_backbones_are_averaged(name: str) -> None:
+def test_every_graph_counts_only_frames_with_sound_and_averages_its_backbones(
+    name: str,
+) -> None:
     torch.manual_seed(0)
     config = BackboneConfig(name="tf_efficientnet_lite0", stages=("blocks.3",))
     backbones = [load_backbone(config, torch.device("cpu")) for _ in range(2)]
@@ -134,6 +123,12 @@ def test_only_frames_that_hold_sound_count_and_heads_of_several_backbones_are_av
         expected = expit(torch.stack(parts).mean(dim=0).numpy() * slope + offset)
         assert np.abs(found.numpy() - expected).max() < 1e-6
         assert (parts[0] - parts[1]).abs().max() > 0.1
+    inputs = {"image": images, "valid_samples": valid}
+    examples = {key: value[:2] for key, value in inputs.items()}
+    session = onnx_session(onnx_bytes(whole, examples, OUTPUTS, any_batch=True), 1)
+    graph = session.run(list(OUTPUTS[:2]), {key: value.numpy() for key, value in inputs.items()})
+    assert np.abs(graph[0] - clip_wise.numpy()).max() < 1e-5
+    assert np.abs(graph[1] - frame_wise.numpy()).max() < 1e-5
 
 
 def test_folds_of_tuned_networks_are_exported_with_a_backbone_each(
@@ -233,80 +228,6 @@ def test_the_cards_own_program_runs_without_ours(model: Path, run_program: Run, 
     assert [line.split()[:3] for line in lines] == [[f"{second:.1f}", "s", "middle"] for second in range(3)]
     ours = predicted(run_program, tmp_path / "s.csv", model, "--audio", model / "recording.wav")
     assert [float(line.split()[3]) for line in lines] == pytest.approx(ours["middle"].tolist(), abs=2e-3)
-
-
-@pytest.fixture
-def licensed(tiny_data: Path, build_tiny: Callable[..., Path], tiny_config: Path, run_program: Run) -> Path:
-    """A run on recordings with authors and licences, one of them without."""
-    table = pd.read_csv(tiny_data / "metadata.csv")
-    table["author"] = ["A. One", "B. Two", "A. One"] * 4
-    table["license"] = ["Creative Commons Attribution-NonCommercial 4.0"] * 5 + ["CC0"] * 6 + [""]
-    table.to_csv(tiny_data / "metadata.csv", index=False)
-    out = tiny_data / "run"
-    run_program("trainer", "fit", "--features", build_tiny(), "--config", tiny_config, "--out", out,
-                "--set", "split.by_author=false")  # fmt: skip
-    return out
-
-
-def test_the_card_counts_licences_and_authors_of_what_was_trained_on(
-    licensed: Path, run_program: Run, tmp_path: Path, no_graphs: None
-) -> None:
-    split = pd.read_csv(licensed / "split.csv")
-    trained = set(split["filename"][split["side"] == "training"])
-    assert 0 < len(trained) < 12
-    export(run_program, licensed, tmp_path / "model")
-    written = pd.read_csv(tmp_path / "model" / "attribution.csv", keep_default_na=False)
-    assert set(written["filename"]) == trained
-    card = (tmp_path / "model" / "README.md").read_text()
-    assert f"{len(trained)} recordings" in card
-    for name, count in written["license"].replace("", "not given").value_counts().items():
-        assert f"| {name} | {count} |" in card
-    for name, count in written["author"].value_counts().items():
-        assert f"| {name} | {count} |" in card
-    num = written["license"].str.contains("NonCommercial").sum()
-    assert num
-    assert f"{num} training recordings are licensed for non-commercial use only" in card
-
-
-def test_a_store_that_is_gone_is_said_and_another_can_be_named(
-    licensed: Path, tiny_data: Path, store: Path, run_program: Run, tmp_path: Path, no_graphs: None
-) -> None:
-    (tiny_data.parent / "tiny.zarr").rename(tmp_path / "moved.zarr")
-    said = export(run_program, licensed, tmp_path / "1").output
-    assert "licences and authors not counted" in said
-    assert "could not be counted" in (tmp_path / "1" / "README.md").read_text()
-    assert not (tmp_path / "1" / "attribution.csv").exists()
-    export(run_program, licensed, tmp_path / "2", "--features", tmp_path / "moved.zarr")
-    assert "| A. One |" in (tmp_path / "2" / "README.md").read_text()
-    facts = json.loads((licensed / "split.csv").with_name("run.json").read_text())
-    assert training_data([licensed], tmp_path / "moved.zarr").num_clips == facts["training_clips"]
-    missing = export(run_program, licensed, tmp_path / "3", "--features", tmp_path / "no.zarr", status=2)
-    assert "no.zarr" in missing.output
-    shorter = tmp_path / "split"
-    shutil.copytree(licensed, shorter)
-    table = pd.read_csv(shorter / "split.csv", dtype=str)
-    table["sha256"] = "0" + table["sha256"].str[1:]
-    table.loc[0, "sha256"] = "f"
-    table.to_csv(shorter / "split.csv", index=False)
-    said = export(run_program, shorter, tmp_path / "4", "--features", store, status=2).output
-    assert "training recordings" in said
-    assert not (tmp_path / "4").exists()
-
-
-def test_a_training_that_was_not_finished_and_what_folds_have_in_common_are_said(
-    runs: Path, run_program: Run, tmp_path: Path, no_graphs: None
-) -> None:
-    said = export(run_program, runs / "all", tmp_path / "1").output
-    assert "not finished" not in said
-    card = (tmp_path / "1" / "README.md").read_text()
-    leakage = json.loads((runs / "all" / "leakage.json").read_text())
-    num = sum(one["near_duplicates"]["recordings"] for one in leakage.values())
-    assert f"the same author 0, a near duplicate {num}." in card
-    assert "not finished" not in card
-    facts = json.loads((runs / "all" / "fold2" / "run.json").read_text())
-    (runs / "all" / "fold2" / "run.json").write_text(json.dumps(facts | {"finished": False}))
-    assert "the training is not finished" in export(run_program, runs / "all", tmp_path / "2").output
-    assert "The training was not finished" in (tmp_path / "2" / "README.md").read_text()
 
 
 def test_what_is_there_is_not_lost(

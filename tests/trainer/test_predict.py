@@ -1,11 +1,10 @@
-"""Predictions as a job: ensembles, kills, budgets, recordings that cannot be read."""
+"""Predictions as a job: ensembles, kills, recordings that cannot be read."""
 
-import csv
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,40 +13,18 @@ import pytest
 import soundfile
 import torch
 from click.testing import Result
+from predictions import assert_near, mean_of, predicted, rows_of
 from scipy.special import expit, logit
 from tones import tone
 
 from shared.taxonomy import Taxonomy
 from trainer.calibration import Calibration, write_calibration
+from trainer.frame_files import read_frames
 from trainer.opening import Opening, open_ensemble
-from trainer.predict import Level, Piece, Predictor
 from trainer.run import load_run
 
 Run = Callable[..., Result]
 CPU = torch.device("cpu")
-
-
-def rows_of(path: Path) -> dict[str, np.ndarray]:
-    with path.open(newline="") as file:
-        _, *rows = csv.reader(file)
-    return {row[0]: np.array(row[1:], float) for row in rows}
-
-
-def predicted(run_program: Run, out: Path, *args: object) -> dict[str, np.ndarray]:
-    run_program("trainer", "predict", *args, "--out", out, "--overwrite")
-    return rows_of(out)
-
-
-def mean_of(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {
-        row: expit(np.mean([logit(part[row].clip(1e-6, 1 - 1e-6)) for part in parts], axis=0))
-        for row in parts[0]
-    }
-
-
-def assert_near(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], within: float = 1e-4) -> None:
-    assert list(found) == list(expected)
-    assert max(np.abs(found[row] - expected[row]).max() for row in found) < within
 
 
 def test_runs_are_averaged_as_logits_and_folds_count_as_one_run(
@@ -225,17 +202,11 @@ def test_a_kill_leaves_a_whole_submission_and_the_same_command_goes_on(
 ) -> None:
     for number in range(40):
         soundfile.write(scapes / f"more{number}.wav", tone(500 + 50 * number, 6.0), 8000)
-    whole = predicted(run_program, tmp_path / "whole.csv", runs / "one", "--audio", scapes)
+    given = [runs / "one", "--audio", scapes, "--overlap", "0.5", "--events", "csv", "--threshold", "0.3"]
+    whole = predicted(run_program, tmp_path / "whole.csv", *given, "--frames", tmp_path / "whole")
     out = tmp_path / "s.csv"
-    command = [
-        Path(sys.executable).with_name("trainer"),
-        "predict",
-        runs / "one",
-        "--audio",
-        scapes,
-        "--out",
-        out,
-    ]
+    frames = ["--frames", tmp_path / "frames"]
+    command = [Path(sys.executable).with_name("trainer"), "predict", *given, "--out", out, *frames]
     index = tmp_path / ".s.csv.parts" / "done.jsonl"
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and not (index.exists() and index.read_bytes().count(b"\n") > 5):
@@ -253,117 +224,13 @@ def test_a_kill_leaves_a_whole_submission_and_the_same_command_goes_on(
     said = run_program("trainer", *command[1:]).output
     assert f"{num_done} of them done before" in said
     assert_near(rows_of(out), whole, 1e-5)
-
-
-def test_a_budget_that_is_too_short_leaves_priors_and_says_so(
-    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
-) -> None:
-    out = tmp_path / "s.csv"
-    command = ["predict", runs / "one", "--audio", scapes, "--out", out]
-    said = run_program("trainer", *command, "--budget-minutes", 0.0001).output
-    assert "not reached in time and have the prior" in said or "the time was over" in said
-    rows = rows_of(out)
-    assert len(rows) == 6 * 4  # of 4.5 s: what is left is less than a second
-    assert np.allclose(rows["s5_1"], 1 / 3, atol=1e-3)
-    whole = predicted(run_program, tmp_path / "w.csv", runs / "one", "--audio", scapes)
-    run_program("trainer", *command)
-    assert_near(rows_of(out), whole, 1e-5)
-
-
-def test_a_run_of_two_networks_sheds_one_when_it_must(
-    runs: Path, scapes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The level is taken recording by recording, and what is left of the ensemble is what is scored."""
-    ensemble = open_ensemble([runs / "one", runs / "tuned"], Opening(CPU))
-    predictor = Predictor(ensemble, 0.5)
-    paths = sorted(scapes.rglob("*.wav"))
-    least = Level(ensemble.grid.clip_samples, 1)
-
-    def all_of(pieces: Iterator[Piece]) -> list[np.ndarray]:
-        return [np.concatenate([p.segments for p in found]) for found in by_recording(pieces, len(paths))]
-
-    shed = all_of(predictor.pieces(paths, lambda number, *_: predictor.full if number < 3 else least))
-    full = all_of(predictor.pieces(paths))
-    alone = all_of(Predictor(open_ensemble([runs / "one"], Opening(CPU))).pieces(paths))
-    for number, found in enumerate(shed):
-        expected = full[number] if number < 3 else alone[number]
-        assert np.abs(found - expected).max() < 1e-4
-        assert found.shape == full[number].shape
-    assert max(np.abs(one - other).max() for one, other in zip(full, alone, strict=True)) > 1e-3
-
-
-def test_a_backbone_costs_its_seconds_for_each_window_that_it_was_asked_for(runs: Path) -> None:
-    ensemble = open_ensemble([runs / "one", runs / "tuned"], Opening(CPU))
-    assert ensemble.costs() == [1.0, 1.0]
-    waveforms = np.zeros((2, ensemble.grid.clip_samples), np.int16)
-    valid = np.full(2, ensemble.grid.clip_samples)
-    for num_scorers in (1, 1, 1, 2):
-        ensemble.score(waveforms, valid, num_scorers)
-    for scorer in ensemble.scorers:
-        scorer.clock.add("test", 8e6)
-    assert ensemble.costs() == pytest.approx([1e6, 4e6], rel=1e-3)
-
-
-def test_a_long_recording_is_shed_where_a_segment_begins(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.predict.CHUNK_WINDOWS", 7)  # the eighth begins a second on
-    rng = np.random.default_rng(4)
-    samples = np.concatenate([tone(float(f), 1.0) for f in rng.choice([500, 1500, 3000], 40)])
-    soundfile.write(tmp_path / "long.wav", samples + 0.02 * rng.standard_normal(len(samples)), 8000)
-    asked = []
-
-    def pace(number: int, start: int, num_windows: int) -> Level:
-        asked.append((number, start, num_windows))
-        return predictor.full if start < 16_000 * 5 else least
-
-    predictor = Predictor(open_ensemble([runs / "one", runs / "tuned"], Opening(CPU)), 0.5)
-    least = Level(predictor.ensemble.grid.clip_samples, 1)
-
-    def all_of(pieces: Iterator[Piece]) -> tuple[np.ndarray, np.ndarray]:
-        (found,) = by_recording(pieces, 1)
-        return np.concatenate([p.segments for p in found]), np.concatenate([p.frames for p in found])
-
-    path = tmp_path / "long.wav"
-    shed = all_of(predictor.pieces([path], pace))
-    full = all_of(predictor.recording(path))
-    alone = all_of(Predictor(open_ensemble([runs / "one"], Opening(CPU))).recording(path))
-    changed = next(start for _, start, _ in asked if start >= 16_000 * 5) // 8000
-    assert 10 <= changed < 20
-    hops = [(start, num) for _, start, num in asked]
-    assert hops[:3] == [(0, 0), (32_000, 8), (64_000, 8)]
-    assert hops[-1][1] == 7
-    assert hops[-1][0] - hops[-2][0] == 56_000  # seven windows of a second
-    frames = len(full[1]) // 40
-    for one, before, after, per_second in zip(shed, full, alone, (1, frames), strict=True):
-        assert one.shape == before.shape
-        assert np.abs(one - before)[: (changed - 1) * per_second].max() < 1e-4
-        assert np.abs(one - after)[(changed + 1) * per_second :].max() < 1e-4
-    assert np.abs(full[0] - alone[0])[changed + 1 :].max() > 1e-3
-
-
-def test_chunks_are_small_whatever_the_windows_hop(runs: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "long.wav", tone(500, 60.0), 8000)
-    predictor = Predictor(open_ensemble([runs / "one"], Opening(CPU)))
-    odd = Level(7001, 1)  # beside a segment's 8000: together again only after 8000 windows
-    asked = []
-
-    def pace(number: int, start: int, num_windows: int) -> Level:
-        asked.append(start)
-        return odd
-
-    chunks = list(predictor._decode(0, tmp_path / "long.wav", pace))
-    assert max(len(chunk.waveforms) for chunk in chunks) == 8
-    assert sum(len(chunk.waveforms) for chunk in chunks) > 60
-    assert asked == [0]
-
-
-def by_recording(pieces: Iterator[Piece], num: int) -> list[list[Piece]]:
-    found: list[list[Piece]] = [[] for _ in range(num)]
-    for one in pieces:
-        found[one.number].append(one)
-    assert all(parts[-1].finding is not None for parts in found)
-    return found
+    found, expected = (dict(read_frames(tmp_path / name).recordings()) for name in ("frames", "whole"))
+    assert {*found} == {*expected}
+    assert len(found) == 46
+    assert max(np.abs(found[one].astype(float) - expected[one]).max() for one in found) < 2e-3
+    events, expected_events = (pd.read_csv(tmp_path / f"{name}.events.csv") for name in ("s", "whole"))
+    assert len(events) > 20
+    pd.testing.assert_frame_equal(events, expected_events, atol=2e-3)
 
 
 def test_every_kind_of_broken_recording_gets_the_prior_and_a_line(
@@ -436,37 +303,3 @@ def test_frames_that_are_gone_are_made_again_and_those_of_another_prediction_kep
     after = {path.name: path.read_bytes() for path in frames.rglob("*.npy")}
     assert {*after} == {*before}
     assert all(after[name] != before[name] for name in after)
-
-
-def test_ravens_time_runs_over_recordings_that_were_not_reached(
-    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ["predict", runs / "one", "--audio", scapes, "--events", "raven", "--threshold", 0.2]
-    run_program("trainer", *command, "--out", tmp_path / "s.csv")
-    for number in range(8):
-        name = ("s0", "s2")[number % 2]
-        (scapes / f"a{number}.wav").write_bytes((scapes / f"{name}.wav").read_bytes())
-    run_program("trainer", *command, "--out", tmp_path / "whole.csv")
-    monkeypatch.setattr("trainer.budget.Budget.is_over", lambda self: True)
-    said = run_program("trainer", *command, "--out", tmp_path / "s.csv", "--budget-minutes", 5).output
-    assert "not reached in time" in said
-    tables = [
-        pd.read_csv(tmp_path / f"{name}.raven.txt", sep="\t").assign(
-            offset=lambda t: t["Begin Time (s)"] - t["File Offset (s)"]
-        )
-        for name in ("whole", "s")
-    ]
-    whole, part = (table.groupby("Begin Path")["offset"].mean() for table in tables)
-    assert 6 <= len(part) < len(whole) == 14
-    assert np.allclose(part, whole[part.index])
-
-
-def test_pictures_and_clips_end_with_the_budget(
-    runs: Path, scapes: Path, run_program: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.prediction_job.PredictionJob.time_is_over", lambda self: True)
-    said = run_program("trainer", "predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv",
-                       "--png", tmp_path / "png", "--clips", tmp_path / "clips").output  # fmt: skip
-    assert "no time is left for the picture of deep/s1.wav and the rest" in said
-    assert f"no time is left for {tmp_path / 'clips'}" in said
-    assert not list(tmp_path.glob("png/*"))
