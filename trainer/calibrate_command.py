@@ -95,6 +95,11 @@ def calibration_text(path: Path, facts: dict[str, Any]) -> str:
         f"{facts['log_loss_before']:.4f} -> {facts['log_loss_after']:.4f} (on recordings not fitted on)",
         f"  thresholds: {facts['thresholds']}, {own}",
     ]
+    if facts["log_loss_after"] > facts["log_loss_before"]:
+        lines.append(
+            "  that is worse than without: there are too few recordings; predict with --uncalibrated, or "
+            f"remove {FILE}"
+        )
     for kind, one in facts.get("no_call", {}).items():
         lines.append(
             f"  {kind}: {one['events_per_hour']:.0f} false events an hour, "

@@ -18,7 +18,7 @@ from trainer.calibrate import (
     log_loss,
     thresholds,
 )
-from trainer.calibrate_command import calibration_of
+from trainer.calibrate_command import calibration_of, calibration_text
 from trainer.calibration import Calibration, read_calibration, write_calibration
 from trainer.metrics import Scores
 from trainer.no_call import KINDS, make_no_call
@@ -220,3 +220,10 @@ def test_what_cannot_be_calibrated_is_a_clear_line(
     command = ["calibrate", out]
     assert "nothing was held out" in run_program("trainer", *command, status=2).output
     assert "is a share" in run_program("trainer", *command, "--precision", "2", status=2).output
+
+
+def test_a_calibration_that_makes_it_worse_is_said(tmp_path: Path) -> None:
+    facts = {"recordings": 2, "ece_before": 0.17, "ece_after": 0.2, "log_loss_before": 0.4, "classes": 6,
+             "thresholds": "best F1", "own_thresholds": 0}  # fmt: skip
+    assert "worse than without" in calibration_text(tmp_path, facts | {"log_loss_after": 0.6})
+    assert "worse" not in calibration_text(tmp_path, facts | {"log_loss_after": 0.3})
