@@ -329,6 +329,38 @@ def embed(
 
 
 @main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The page, as in data.html.")
+@click.option("--clips", default=3, show_default=True, help="Clips to see and hear per species; 0: none.")
+@click.option("--max-mb", default=20.0, show_default=True, help="Megabytes of clips, at most.")
+@click.option("--no-verify", is_flag=True, help="Do not check the store's bytes, which reads all of them.")
+@click.option("--png", type=click.Path(path_type=Path), help="Folder for the charts as png, for papers.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Folder for the charts as svg.")
+@one_line_errors
+def report(
+    store: Path, out: Path, clips: int, max_mb: float, no_verify: bool, png: Path | None, svg: Path | None
+) -> None:
+    """Write one HTML page of what is in a store: look at the data, and listen to it.
+
+    Species and their long tail, durations, ratings, places, years, licences, problems, copies, some clips
+    of every species as the network sees them, and what `verify` says. The page opens from the file, anywhere.
+
+    \b
+    Example:
+      featurestore report features.zarr --out data.html --svg figures
+    """
+    from featurestore.report import ReportRequest, write_report
+
+    write_report(
+        ReportRequest(
+            store=store, out=out, clips_per_species=clips, max_megabytes=max_mb, verify=not no_verify,
+            png=png, svg=svg,
+        ),
+        click.echo,
+    )  # fmt: skip
+
+
+@main.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--species", "num_species", default=8, show_default=True)
 @click.option("--recordings", "num_recordings", default=160, show_default=True)

@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from browser import Browser
 from click.testing import CliRunner, Result
 from tones import TINY_RATE_HZ, tone
 
@@ -168,6 +169,14 @@ def scapes(tmp_path: Path) -> Path:
         place = folder / "deep" if number % 2 else folder
         soundfile.write(place / f"s{number}.wav", samples + noise, TINY_RATE_HZ)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium; tests that need it are skipped where it is not installed, but in CI."""
+    made = Browser(tmp_path_factory.mktemp("browser"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def draw_recording(predictor: Predictor, path: Path, folder: Path, truth: pd.Dat
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("pictures need matplotlib: pip install 'dawnchorus[plot]'.") from error
+        raise ValueError("pictures need matplotlib: pip install 'dawnchorus[report]'.") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

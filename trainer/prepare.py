@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shared.duplicates import recording_embeddings, similar_pairs
 from trainer.config import TrainConfig
 from trainer.data import ClipData
-from trainer.duplicates import recording_embeddings, similar_pairs
 from trainer.groups import identity_keys, linked_groups
 from trainer.leakage import leakage_report
 from trainer.run import write_json

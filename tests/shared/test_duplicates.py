@@ -9,8 +9,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.duplicates import recording_embeddings, similar_pairs
 from shared.store import FeatureStore
-from trainer.duplicates import recording_embeddings, similar_pairs
 
 
 @given(st.integers(0, 40), st.integers(0, 9), st.floats(0.0, 0.99))
@@ -24,9 +24,9 @@ def test_pairs_are_those_of_a_plain_double_loop(num: int, seed: int, threshold: 
 
 
 def test_pairs_across_blocks_are_found_once(monkeypatch: object) -> None:
-    import trainer.duplicates
+    import shared.duplicates
 
-    monkeypatch.setattr(trainer.duplicates, "BLOCK", 7)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shared.duplicates, "BLOCK", 7)  # type: ignore[attr-defined]
     found = np.eye(30, dtype=np.float32)
     found[25] = found[3]
     assert similar_pairs(found, 0.9).tolist() == [[3, 25]]

@@ -1,0 +1,68 @@
+"""Self-contained HTML pages: one file with its style, script, pictures and sounds."""
+
+import base64
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shared.charts import inline_svg
+from shared.command_line import size_text
+
+GENERATOR = '<meta name="generator" content="dawnchorus">'
+SUFFIXES = (".html", ".htm")
+NEEDED = ("jinja2", "matplotlib", "PIL", "sklearn")
+
+
+def need_page_packages() -> None:
+    """Stop where what pages are made with is not installed.
+
+    Raises:
+        ValueError: names the remedy.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"pages need {', '.join(missing)}: pip install 'dawnchorus[report]'.")
+
+
+def refuse_other_file(out: Path) -> None:
+    """Stop before a page replaces something that is none of ours.
+
+    Raises:
+        ValueError: another ending, a folder, or a file of something else.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{out} must end in .html.")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give a file, as in {out / 'page.html'}.")
+    if out.exists():
+        with out.open("rb") as file:
+            if GENERATOR.encode() not in file.read(2048):
+                raise ValueError(f"{out} exists and is no page of this program; give another --out.")
+
+
+def write_page(out: Path, template: str, package: str, **values: Any) -> int:
+    """Fill a template of a package's folder `templates`, write it under another name, rename it.
+
+    Text is escaped wherever it stands. Returns the size in bytes.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader(package), PackageLoader("shared")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"size_text": size_text, "inline": inline_svg, "version": version("dawnchorus")}
+    environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")
+    document = environment.get_template(template).render(**values).encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_bytes(document)
+    temporary.replace(out)
+    return len(document)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return bytes as a data: address of a media type, as in audio/mpeg."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
