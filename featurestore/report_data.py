@@ -60,7 +60,8 @@ class StoreTables:
     def clip_samples(self) -> int:
         """Samples of a clip."""
         clips = self.store.attributes["config"]["clips"]
-        return int(round(clips["clip_seconds"] * clips["sample_rate_hz"]))
+        num: int = round(clips["clip_seconds"] * clips["sample_rate_hz"])
+        return num
 
     def column(self, *names: str) -> pd.Series:
         """Return the first of these metadata columns that there is, as stripped text; "" where unknown."""

@@ -33,8 +33,8 @@ OPTIONS = {
     "trainer finetune": "--config --device --features --init --out --resume --set --weights",
     "trainer evaluate": "--audio --device --features --json --truth --weights RUNS",
     "trainer predict": "--audio --break-lock --budget-minutes --clips --clips-per-species --device --engine "
-    "--event-join --event-min --event-pad --events --frames --out --overlap --overwrite --png "
-    "--as-metadata --precision --pseudo-min "
+    "--event-join --event-min --event-pad --events --frames --html --html-most --out --overlap --overwrite "
+    "--png --svg --as-metadata --precision --pseudo-min "
     "--sample-submission --smoothing --threshold --truth --uncalibrated --weights RUNS",
 }
 

@@ -178,7 +178,14 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
 @click.option("--uncalibrated", is_flag=True, help="Ignore the runs' calibrations and thresholds.")
 @click.option("--break-lock", is_flag=True, help="Take over an --out that another host seems to write.")
 @click.option("--overwrite", is_flag=True, help="Begin anew where --out was begun otherwise.")
+@click.option(
+    "--html", type=PATH, help="Folder for a page per recording, to look, listen and review, and index.html."
+)
+@click.option(
+    "--html-most", default=200, show_default=True, help="Recordings with a page: those with most events."
+)
 @click.option("--png", type=PATH, help="Folder for a picture per recording (needs matplotlib).")
+@click.option("--svg", type=PATH, help="The same as svg.")
 @click.option(
     "--truth", type=PATH, help="Events to underline in the pictures: filename, species, start, stop (s)."
 )

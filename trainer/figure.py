@@ -15,10 +15,13 @@ MAX_SECONDS = 60.0
 MAX_LANES = 10
 
 
-def draw_recording(predictor: Predictor, path: Path, folder: Path, truth: pd.DataFrame | None = None) -> Path:
+def draw_recording(
+    predictor: Predictor, path: Path, folders: dict[str, Path], truth: pd.DataFrame | None = None
+) -> list[Path]:
     """Draw log-mel and the likeliest species' frame-wise probabilities, first minute only.
 
-    With a truth table (species, start, stop in seconds), its events are underlined.
+    folders: where it goes as png, as svg, or both. truth: species, start, stop in seconds; these
+    events are underlined.
 
     Raises:
         ValueError: matplotlib is not installed, or the recording cannot be read.
@@ -55,11 +58,12 @@ def draw_recording(predictor: Predictor, path: Path, folder: Path, truth: pd.Dat
         for event in _events(truth, predictor.ensemble.taxonomy.species[lane]):
             bottom.plot(event, (row + 0.42, row + 0.42), color="tab:orange", linewidth=3)
     figure.colorbar(bottom.images[0], ax=[bottom], pad=0.01)
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}.png"
-    figure.savefig(out, dpi=110)
+    paths = [folder / f"{path.stem}.{kind}" for kind, folder in folders.items()]
+    for out in paths:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110)
     plt.close(figure)
-    return out
+    return paths
 
 
 def _events(truth: pd.DataFrame | None, species: str) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Frame-wise probabilities on disk: one .npy (m, K) float16 per recording, and what its axes are."""
+"""Frame-wise probabilities on disk: one .npy (m, K) per recording, and what its axes are."""
 
 import json
 import os
@@ -23,16 +23,17 @@ class FrameWriter:
     """Writes recordings' frames as they come; a recording's file is there when it is whole."""
 
     def __init__(
-        self, folder: Path, taxonomy: Taxonomy, frame_seconds: float, of: str, *, overwrite: bool
-    ) -> None:
+        self, folder: Path, taxonomy: Taxonomy, frame_seconds: float, of: str, *, overwrite: bool,
+        kind: type[np.floating[Any]] = np.float16,
+    ) -> None:  # fmt: skip
         """Make the folder, or go on with one of the same prediction.
 
-        of: a digest of what decides the frames.
+        of: a digest of what decides the frames. kind: of the values.
 
         Raises:
             ValueError: it holds another prediction's frames, and they are not to be overwritten.
         """
-        self._folder, self._num_classes = folder, len(taxonomy)
+        self._folder, self._num_classes, self._kind = folder, len(taxonomy), np.dtype(kind)
         self._file: BinaryIO | None = None
         facts = {"frame_seconds": frame_seconds, "species": list(taxonomy.species), "of": of}
         if (folder / FILE).is_file() and _facts(folder).get("of") != of:
@@ -50,6 +51,11 @@ class FrameWriter:
         """Tell whether a recording's frames are there."""
         return self._path(recording).is_file()
 
+    def read(self, recording: Recording) -> np.ndarray:
+        """Return a recording's frames (m, K), mapped."""
+        found: np.ndarray = np.load(self._path(recording), mmap_mode="r", allow_pickle=False)
+        return found
+
     def _path(self, recording: Recording) -> Path:
         return self._folder / Path(recording.relative).with_suffix(".npy")
 
@@ -57,19 +63,20 @@ class FrameWriter:
         """Append the next frames of the recording that is being written."""
         if self._file is None:
             self._file = (self._folder / ".values.tmp").open("w+b")
-        self._file.write(frames.astype(np.float16).tobytes())
+        self._file.write(frames.astype(self._kind).tobytes())
 
     def finish(self, recording: Recording) -> None:
         """Give the recording's frames their name."""
         self.add(np.zeros((0, self._num_classes), np.float32))
         assert self._file is not None
-        num_frames = self._file.tell() // (2 * self._num_classes)
+        num_frames = self._file.tell() // (self._kind.itemsize * self._num_classes)
         self._file.seek(0)
         path = self._path(recording)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._folder / ".frames.tmp"
         with temporary.open("wb") as out:
-            header = {"descr": "<f2", "fortran_order": False, "shape": (num_frames, self._num_classes)}
+            shape = (num_frames, self._num_classes)
+            header = {"descr": self._kind.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(out, header)
             shutil.copyfileobj(self._file, out)
             out.flush()

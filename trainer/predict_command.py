@@ -3,14 +3,17 @@
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from tqdm import tqdm
 
+from shared.command_line import size_text
 from shared.config import digest
 from shared.embedder import choose_device
 from shared.lock import locked
+from shared.page import need_page_packages, refuse_other_file
 from shared.stopping import stopping_only_at
 from trainer.clip_files import num_clips, write_clips
 from trainer.ensemble import Ensemble
@@ -21,6 +24,7 @@ from trainer.opening import Opening, identity_of, open_ensemble
 from trainer.parts import Parts
 from trainer.predict import Predictor
 from trainer.prediction_job import PredictionJob, Report, job_facts
+from trainer.prediction_pages import PredictionPages, write_pages
 from trainer.pseudo_labels import write_pseudo_labels
 from trainer.recordings import find_recordings
 from trainer.submission import Layout, read_sample_submission
@@ -54,6 +58,9 @@ class PredictRequest:
     overwrite: bool = False
     break_lock: bool = False
     png: Path | None = None
+    svg: Path | None = None
+    html: Path | None = None
+    html_most: int = 200
     truth: Path | None = None
     weights: str | None = None
     device: str = "auto"
@@ -67,8 +74,13 @@ def predict_recordings(request: PredictRequest) -> None:
         ValueError: what cannot be done, before anything is written.
         Stopped: a signal came; what is done is on the disk.
     """
-    if request.truth and not request.png:
-        raise ValueError("--truth is for the pictures of --png: give both.")
+    if request.truth and not (request.png or request.svg):
+        raise ValueError("--truth is for the pictures of --png and --svg: give one of them.")
+    if request.html:
+        need_page_packages()
+        refuse_other_file(request.html / "index.html")
+    if request.html_most < 1:
+        raise ValueError(f"--html-most must be at least 1, got {request.html_most}.")
     if request.threshold is not None and not 0 < request.threshold < 1:
         raise ValueError(f"--threshold is a probability between 0 and 1, got {request.threshold:g}.")
     if request.clips_per_species < 1:
@@ -95,22 +107,37 @@ def predict_recordings(request: PredictRequest) -> None:
     facts = job_facts(predictor, runs, request.rules, threshold, layout, place, request.precision or "")
     with locked(request.out, break_lock=request.break_lock), closing(parts):
         parts.open(facts, request.out, overwrite=request.overwrite)
-        frames = None
-        if request.frames:
-            of = digest({key: value for key, value in facts.items() if key not in UNSEEN_IN_FRAMES})
-            frames = FrameWriter(
-                request.frames, ensemble.taxonomy, ensemble.frame_seconds, of, overwrite=request.overwrite
-            )
+        frames = _frame_writers(request, ensemble, parts.folder, facts)
         job = PredictionJob(
             predictor, recordings, request.out, layout, parts, request.rules, threshold, request.began,
             60 * request.budget_minutes, frames,
         )  # fmt: skip
         _say(request.out, _run(job))
         _write_events(request, job)
+        if request.html:
+            _write_pages(request.html, request.html_most, job, request.runs, _frames_digest(facts))
         if request.as_metadata:
             _write_pseudo_labels(request.as_metadata, request.pseudo_min or PSEUDO_MIN, job)
-    if request.png:
-        _draw(job, request.png, request.truth)
+    pictures = {"png": request.png, "svg": request.svg}
+    if request.png or request.svg:
+        _draw(job, {kind: folder for kind, folder in pictures.items() if folder}, request.truth)
+
+
+def _frame_writers(
+    request: PredictRequest, ensemble: Ensemble, parts: Path, facts: dict[str, Any]
+) -> tuple[FrameWriter, ...]:
+    """Return what keeps frames: for the user, and for the pages in full precision; the pages' is last."""
+    given = ensemble.taxonomy, ensemble.frame_seconds, _frames_digest(facts)
+    writers = []
+    if request.frames:
+        writers.append(FrameWriter(request.frames, *given, overwrite=request.overwrite))
+    if request.html:
+        writers.append(FrameWriter(parts / "frames", *given, overwrite=True, kind=np.float32))
+    return tuple(writers)
+
+
+def _frames_digest(facts: dict[str, Any]) -> str:
+    return digest({key: value for key, value in facts.items() if key not in UNSEEN_IN_FRAMES})
 
 
 def _opened(request: PredictRequest) -> Ensemble:
@@ -164,6 +191,21 @@ def _write_events(request: PredictRequest, job: PredictionJob) -> None:
             click.echo(f"  {problem}", err=True)
 
 
+def _write_pages(folder: Path, most: int, job: PredictionJob, runs: tuple[Path, ...], of: str) -> None:
+    if job.time_is_over():
+        click.echo(f"  no time is left for {folder}; the same command without a budget makes it", err=True)
+        return
+    found, done = job.detections(), job.parts.done
+    pages = PredictionPages(folder, job.predictor, job.rules, job.threshold, of[:16])
+    remarks = {name: "; ".join(one.reasons) for name, one in done.items() if one.reasons}
+    with tqdm(total=min(most, len(found)), unit="page", desc="writing pages", leave=False) as bar:
+        entries, left_out = write_pages(pages, found, job.frames[-1], remarks, most, bar.update)
+    size = pages.write_index(entries, runs, left_out) + sum(one.num_bytes for one in entries)
+    num = sum(len(one.links) for one in entries)
+    more = f"; {left_out} recordings with fewer detections have none (--html-most)" if left_out else ""
+    click.echo(f"{folder / 'index.html'}: {num} pages, {size_text(size)}{more}")
+
+
 def _write_pseudo_labels(path: Path, at_least: float, job: PredictionJob) -> None:
     done = [one for one in job.recordings if one.relative in job.parts.done]
     ensemble, layout = job.predictor.ensemble, job.layout
@@ -176,7 +218,7 @@ def _write_pseudo_labels(path: Path, at_least: float, job: PredictionJob) -> Non
     )
 
 
-def _draw(job: PredictionJob, folder: Path, truth: Path | None) -> None:
+def _draw(job: PredictionJob, folders: dict[str, Path], truth: Path | None) -> None:
     from trainer.evaluate import read_events
     from trainer.figure import draw_recording
 
@@ -187,6 +229,7 @@ def _draw(job: PredictionJob, folder: Path, truth: Path | None) -> None:
             break
         here = events[events["stem"] == recording.path.stem] if events is not None else None
         try:
-            click.echo(f"  {draw_recording(job.predictor, recording.path, folder, here)}")
+            for path in draw_recording(job.predictor, recording.path, folders, here):
+                click.echo(f"  {path}")
         except ValueError as error:
             click.echo(f"  no picture of {recording.relative}: {error}", err=True)

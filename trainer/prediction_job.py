@@ -50,7 +50,7 @@ class PredictionJob:
     threshold: np.ndarray
     began: float
     budget_seconds: float = 0.0
-    frames: FrameWriter | None = None
+    frames: tuple[FrameWriter, ...] = ()
     report: Report = field(default_factory=Report)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class PredictionJob:
 
     def _is_done(self, recording: Recording) -> bool:
         """Tell whether nothing is to be done: its rows are there, and its frames, if they are wanted."""
-        return self.parts.knows(recording) and (self.frames is None or self.frames.has(recording))
+        return self.parts.knows(recording) and all(writer.has(recording) for writer in self.frames)
 
     def run(self, progress: Callable[[int], object], stop_if_asked: Callable[[], None]) -> Report:
         """Predict what is not done; `progress` is told windows.
@@ -117,8 +117,8 @@ class PredictionJob:
             self.publish()
             raise
         finally:
-            if self.frames is not None:
-                self.frames.forget()
+            for frames in self.frames:
+                frames.forget()
         self.publish()
         self._close_report(budget)
         return self.report
@@ -226,8 +226,8 @@ class _RecordingWriter:
         self._num_prior += int((piece.valid_samples == 0).sum())
         self._add(lines)
         self._events.add(piece.first_frame, piece.frames)
-        if job.frames is not None:
-            job.frames.add(piece.frames)
+        for frames in job.frames:
+            frames.add(piece.frames)
         self._num_frames = piece.first_frame + len(piece.frames)
         if piece.finding is not None:
             self._finish(piece.finding, piece.duration_seconds, whole=True)
@@ -260,8 +260,8 @@ class _RecordingWriter:
         num_prior = self._num_prior + len(rest)
         if num_prior:
             reasons = (*reasons, f"{num_prior} of its {len(self._written)} rows have the prior")
-        if job.frames is not None and whole:
-            job.frames.finish(recording)
+        for frames in job.frames if whole else ():
+            frames.finish(recording)
         events = self._events.events(seconds)
         job.parts.finish(recording, events, len(self._written), finding.status, reasons, seconds, whole=whole)
         self._current = None
