@@ -79,7 +79,7 @@
     stack.addEventListener("click", (event) => {
       const box = stack.getBoundingClientRect();
       audio.currentTime = ((event.clientX - box.left) / box.width) * seconds;
-      audio.play();
+      audio.play().catch(() => {});
     });
   }
 })();

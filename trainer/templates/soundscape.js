@@ -170,7 +170,7 @@ const scape = (() => {
     if (!event) return;
     seek(Math.max(0, event.start - 0.3));
     playUntil = event.stop + 0.3;
-    audio.play();
+    audio.play().catch(() => {});
   }
   function follow() {
     const now = audio.currentTime;
@@ -365,7 +365,7 @@ const scape = (() => {
     event.preventDefault();
   }, { passive: false });
   element("play").addEventListener("click", toggle);
-  function toggle() { playUntil = null; if (audio.paused) audio.play(); else audio.pause(); }
+  function toggle() { playUntil = null; if (audio.paused) audio.play().catch(() => {}); else audio.pause(); }
   element("zoom-in").addEventListener("click", () => zoom(0.5));
   element("zoom-out").addEventListener("click", () => zoom(2));
   element("zoom-all").addEventListener("click", () => look(0, data.seconds));
