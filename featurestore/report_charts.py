@@ -8,7 +8,19 @@ import pandas as pd
 from jaxtyping import Float64
 
 from featurestore.report_data import NOT_GIVEN, Species
-from shared.charts import COLOURS, INK, MUTED, NARROW, WIDE, Chart, new_axes, twin_axes, whole_numbers
+from shared.charts import (
+    COLOURS,
+    INK,
+    MUTED,
+    NARROW,
+    WIDE,
+    Chart,
+    add_legend,
+    new_axes,
+    shortened,
+    twin_axes,
+    whole_numbers,
+)
 
 MAX_NAMED_BARS = 40  # species; with more the bars stand without names
 MAX_VALUES = 12
@@ -33,7 +45,9 @@ def long_tail(species: Sequence[Species]) -> Chart:
     axes.grid(axis="x", visible=False)
     axes.margins(x=0.01)
     if len(some) <= MAX_NAMED_BARS:
-        axes.set_xticks(places, [one.code for one in some], rotation=60, ha="right", parse_math=False)
+        axes.set_xticks(
+            places, [shortened(one.code, 16) for one in some], rotation=60, ha="right", parse_math=False
+        )
     else:
         axes.set_xlabel("species, the most frequent first")
     twin = twin_axes(axes)
@@ -119,7 +133,7 @@ def bars(name: str, title: str, remark: str, values: Sequence[tuple[str, int]]) 
     colours = [MUTED if text in (NOT_GIVEN, "") else COLOURS[0] for text, _ in shown]
     drawn = axes.barh(places, numbers, color=colours, height=0.7)
     axes.bar_label(drawn, [str(num) for num in numbers], padding=3, color=INK)
-    axes.set_yticks(places, [_shortened(text) for text, _ in shown], parse_math=False)
+    axes.set_yticks(places, [shortened(text) for text, _ in shown], parse_math=False)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.tick_params(length=0)
     axes.set_xlim(0, max(numbers) * 1.15)
@@ -130,10 +144,6 @@ def bars(name: str, title: str, remark: str, values: Sequence[tuple[str, int]]) 
     return Chart(name, title, remark, f"Bar chart. {said}.", figure)
 
 
-def _shortened(text: str, most: int = 34) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def by_year(year: pd.Series, source: pd.Series) -> Chart:
     """Draw recordings per year, sources on top of each other."""
     known = year != ""
@@ -142,11 +152,11 @@ def by_year(year: pd.Series, source: pd.Series) -> Chart:
     figure, axes = new_axes(NARROW)
     bottom: Any = np.zeros(len(table))
     for number, name in enumerate(table.columns):
-        axes.bar(table.index, table[name], bottom=bottom, label=str(name), width=0.85,
+        axes.bar(table.index, table[name], bottom=bottom, label=shortened(str(name)), width=0.85,
                  color=COLOURS[number % len(COLOURS)])  # fmt: skip
         bottom = bottom + table[name].to_numpy()
     if len(table.columns) > 1:
-        axes.legend(fontsize=8)
+        add_legend(axes)
     whole_numbers(axes.xaxis)
     whole_numbers(axes.yaxis)
     axes.set_ylabel("recordings")

@@ -68,6 +68,20 @@ def twin_axes(axes: Any) -> Any:
     return twin
 
 
+def shortened(text: str, most: int = 32) -> str:
+    """Return a name for a chart, its end left out where it is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def add_legend(axes: Any, *args: Any, **options: Any) -> None:
+    """Put a legend above the axes, or where the options say."""
+    import matplotlib
+
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 8.5, "borderaxespad": 0.2}
+    with matplotlib.rc_context(STYLE):
+        axes.legend(*args, **(above | options))
+
+
 def whole_numbers(axis: Any) -> None:
     """Let an axis that counts have its ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator

@@ -132,7 +132,10 @@ def digest(value: Any) -> str:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return one `section.key: found -> wanted` line per value in which two configs differ."""
+    """Return one `section.key: found -> wanted` line per value in which two configs differ.
+
+    A list and a tuple of the same values are the same.
+    """
     left, right = _flat(found), _flat(wanted)
     return [
         f"{key}: {left.get(key, 'absent')!r} -> {right.get(key, 'absent')!r}"
@@ -147,5 +150,5 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -26,6 +26,7 @@ OPTIONS = {
     "featurestore synth": "--recordings --seed --soundscapes --species OUT",
     "trainer calibrate": "--device --json --no-call --no-call-minutes --precision --weights RUN",
     "trainer export": "--features --openvino --out --overwrite --weights RUN",
+    "trainer report": "--device --features --mistakes --out --png --svg RUNS",
     "trainer score": "--collar --events --frames --json --segment --truth",
     "trainer compare": "--json RUN_A RUN_B",
     "trainer fit": "--choose-by --config --device --features --fold --folds --grid --nested --out --resume "

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from shared.command_line import SET_HELP, one_line_errors
-from trainer.cli_results import DEVICES, WEIGHTS_HELP, calibrate, compare, evaluate, export, predict, score
+from trainer.cli_results import (
+    DEVICES,
+    WEIGHTS_HELP,
+    calibrate,
+    compare,
+    evaluate,
+    export,
+    predict,
+    report,
+    score,
+)
 
 if TYPE_CHECKING:
     from shared.store import FeatureStore
@@ -29,7 +39,7 @@ def main() -> None:
     """
 
 
-for command in (evaluate, compare, predict, calibrate, score, export):
+for command in (evaluate, compare, predict, calibrate, score, report, export):
     main.add_command(command)
 
 

@@ -288,6 +288,40 @@ def export(
 
 
 @click.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="The page, as in run.html.")
+@click.option("--features", type=PATH, help="Store of the clips to show; default: that of the training.")
+@click.option("--mistakes", default=8, show_default=True, help="False alarms to look at, and as many misses.")
+@click.option("--png", type=PATH, help="Folder for the charts as png, for papers.")
+@click.option("--svg", type=PATH, help="Folder for the charts as svg.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@one_line_errors
+def report(
+    runs: tuple[Path, ...], out: Path, features: Path | None, mistakes: int, png: Path | None,
+    svg: Path | None, device: str,
+) -> None:  # fmt: skip
+    """Write one HTML page of a run, or of several side by side.
+
+    Curves, scores of every species with intervals, calibration, confusions, a map of the clips, the most
+    confident mistakes to look at and listen to, the split and what leaks through it, config and provenance.
+
+    \b
+    Example:
+      trainer report runs/attention runs/linear --out runs.html
+    """
+    from shared.embedder import choose_device
+    from trainer.report import ReportRequest, write_report
+
+    write_report(
+        ReportRequest(
+            runs=runs, out=out, features=features, mistakes=mistakes, png=png, svg=svg,
+            device=choose_device(device),
+        ),
+        click.echo,
+    )  # fmt: skip
+
+
+@click.command()
 @click.option("--events", required=True, type=PATH, help="Found events: filename, species, start, stop (s).")
 @click.option("--truth", required=True, type=PATH, help="True events, of the same form.")
 @click.option("--frames", type=PATH, help="Frame-wise probabilities of `trainer predict --frames`.")
