@@ -28,8 +28,11 @@ demo: $(STAMP)
 	$(BIN)/trainer calibrate $(DEMO)/runs/attention --no-call-minutes 1
 	$(BIN)/trainer predict $(DEMO)/runs/attention --audio $(DEMO)/data/soundscapes \
 	    --out $(DEMO)/submission.csv --png $(DEMO)/pictures --truth $(DEMO)/data/truth.csv \
-	    --events csv --events raven --frames $(DEMO)/frames --overlap 0.5
+	    --events csv --events raven --frames $(DEMO)/frames --overlap 0.5 --html $(DEMO)/heard
 	$(BIN)/trainer export $(DEMO)/runs/attention --out $(DEMO)/model
+	$(BIN)/featurestore report $(DEMO)/features.zarr --out $(DEMO)/data.html
+	$(BIN)/trainer report $(DEMO)/runs/attention $(DEMO)/runs/linear $(DEMO)/runs/tuned \
+	    --out $(DEMO)/runs.html
 	@echo
 	@$(BIN)/trainer score --events $(DEMO)/submission.events.csv --truth $(DEMO)/data/truth.csv \
 	    --frames $(DEMO)/frames
@@ -38,6 +41,10 @@ demo: $(STAMP)
 	    --audio $(DEMO)/data/soundscapes --truth $(DEMO)/data/truth.csv
 	@echo
 	@echo "Held-out recordings, and 5-second segments of soundscapes against their truth; 0.5 is chance."
+	@echo "Open in a browser:"
+	@echo "  $(DEMO)/data.html                    what is in the data, to look at and listen to"
+	@echo "  $(DEMO)/runs.html                    the three runs: curves, species, mistakes"
+	@echo "  $(DEMO)/heard/index.html             what was heard in the soundscapes, to be reviewed"
 	@echo "Look at:"
 	@echo "  $(DEMO)/pictures/synth_000.png       what was heard, and what the run makes of it"
 	@echo "  $(DEMO)/submission.csv               a row per 5-second segment"

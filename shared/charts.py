@@ -28,6 +28,7 @@ STYLE: Any = {
     "savefig.facecolor": "none", "lines.linewidth": 1.8,
 }  # fmt: skip
 FILE_DPI = 200
+SCREEN_PIXELS = 115  # per inch, at most: a chart is not blown up
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def inline_svg(chart: Chart) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(chart.alt)} ', 1)
+    widest = f"max-width: {SCREEN_PIXELS * chart.figure.get_figwidth():.0f}px"
+    svg = svg.replace("<svg ", f'<svg style="{widest}" role="img" aria-label={quoteattr(chart.alt)} ', 1)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{chart.name}-\1"', svg)
     svg = re.sub(r'(href="|url\()#([^")]+)', rf"\1#{chart.name}-\2", svg)
     for colour, variable in VARIABLES.items():

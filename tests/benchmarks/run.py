@@ -204,6 +204,13 @@ def day() -> Numbers:
     return predict_memory(program, store_in)
 
 
+def pages() -> Numbers:
+    """Time and size of every kind of page, and how fast a browser redraws one."""
+    from pages import pages
+
+    return pages(program, build_store, write_recordings)
+
+
 SECTIONS = {
     "mel": mel,
     "forward": forward,
@@ -216,6 +223,7 @@ SECTIONS = {
     "memory": memory,
     "predict": predicts,
     "day": day,
+    "pages": pages,
 }
 
 

@@ -180,7 +180,7 @@ def test_pictures_are_written_and_a_page_without_waveforms_says_why(
     }
     assert (tmp_path / "p" / "species.png").read_bytes()[:4] == b"\x89PNG"
     assert "var(--" not in (tmp_path / "s" / "species.svg").read_text()
-    drawn = re.search(r'<svg role="img".*?</svg>', text, re.DOTALL)
+    drawn = re.search(r'<svg style="[^"]*" role="img".*?</svg>', text, re.DOTALL)
     assert drawn is not None
     assert not any(colour in drawn[0] for colour in VARIABLES)  # all follow light and dark
 
