@@ -1,12 +1,20 @@
 """Self-contained HTML pages: one file with its style, script, pictures and sounds."""
 
+from __future__ import annotations
+
 import base64
+import functools
+import hashlib
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.charts import inline_svg
 from shared.command_line import size_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 GENERATOR = '<meta name="generator" content="dawnchorus">'
 SUFFIXES = (".html", ".htm")
@@ -42,11 +50,26 @@ def refuse_other_file(out: Path) -> None:
                 raise ValueError(f"{out} exists and is no page of this program; give another --out.")
 
 
-def write_page(out: Path, template: str, package: str, **values: Any) -> int:
-    """Fill a template of a package's folder `templates`, write it under another name, rename it.
+def is_page_of(path: Path, of: str) -> bool:
+    """Tell whether a page is there that was written with this `of`."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return f'<meta name="dawnchorus-of" content="{of}">'.encode() in file.read(2048)
 
-    Text is escaped wherever it stands. Returns the size in bytes.
-    """
+
+@functools.cache
+def template_digest(package: str) -> str:
+    """Return a digest of a package's templates, ours, and the program's version."""
+    state = hashlib.sha256(version("dawnchorus").encode())
+    for folder in (files(package) / "templates", files("shared") / "templates"):
+        for file in sorted(folder.iterdir(), key=lambda one: one.name):
+            state.update(file.name.encode() + b"\0" + file.read_bytes())
+    return state.hexdigest()
+
+
+@functools.cache
+def _environment(package: str) -> Environment:
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loader = ChoiceLoader([PackageLoader(package), PackageLoader("shared")])
@@ -55,7 +78,16 @@ def write_page(out: Path, template: str, package: str, **values: Any) -> int:
     )
     environment.globals |= {"size_text": size_text, "inline": inline_svg, "version": version("dawnchorus")}
     environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")
-    document = environment.get_template(template).render(**values).encode()
+    return environment
+
+
+def write_page(out: Path, template: str, package: str, *, of: str = "", **values: Any) -> int:
+    """Fill a template of a package's folder `templates`, write it under another name, rename it.
+
+    Text is escaped wherever it stands. of: tells one content from another, for `is_page_of`. Returns the
+    size in bytes.
+    """
+    document = _environment(package).get_template(template).render(of=of, **values).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_bytes(document)

@@ -24,7 +24,7 @@ from trainer.opening import Opening, identity_of, open_ensemble
 from trainer.parts import Parts
 from trainer.predict import Predictor
 from trainer.prediction_job import PredictionJob, Report, job_facts
-from trainer.prediction_pages import PredictionPages, write_pages
+from trainer.prediction_pages import Heard, Limits, PredictionPages, write_pages
 from trainer.pseudo_labels import write_pseudo_labels
 from trainer.recordings import find_recordings
 from trainer.submission import Layout, read_sample_submission
@@ -195,14 +195,19 @@ def _write_pages(folder: Path, most: int, job: PredictionJob, runs: tuple[Path, 
     if job.time_is_over():
         click.echo(f"  no time is left for {folder}; the same command without a budget makes it", err=True)
         return
-    found, done = job.detections(), job.parts.done
     pages = PredictionPages(folder, job.predictor, job.rules, job.threshold, of[:16])
-    remarks = {name: "; ".join(one.reasons) for name, one in done.items() if one.reasons}
-    with tqdm(total=min(most, len(found)), unit="page", desc="writing pages", leave=False) as bar:
-        entries, left_out = write_pages(pages, found, job.frames[-1], remarks, most, bar.update)
+    done = job.parts.done
+    heard = [
+        Heard(one, "; ".join(done[one.recording.relative].reasons if one.recording.relative in done else ()))
+        for one in job.detections()
+    ]
+    with tqdm(total=min(most, len(heard)), unit="recording", desc="writing pages", leave=False) as bar:
+        limits = Limits(most, job.time_is_over)
+        entries, left_out = write_pages(pages, heard, job.frames[-1], limits, bar.update)
     size = pages.write_index(entries, runs, left_out) + sum(one.num_bytes for one in entries)
     num = sum(len(one.links) for one in entries)
-    more = f"; {left_out} recordings with fewer detections have none (--html-most)" if left_out else ""
+    why = "no time is left for them" if job.time_is_over() else "with fewer detections, --html-most"
+    more = f"; {left_out} recordings have none ({why})" if left_out else ""
     click.echo(f"{folder / 'index.html'}: {num} pages, {size_text(size)}{more}")
 
 

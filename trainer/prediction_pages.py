@@ -1,16 +1,22 @@
 """Pages of a prediction: one per soundscape, to look, listen and review, and an index of them."""
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 
-from shared.page import refuse_other_file, write_page
+from shared.clip_array import num_processors
+from shared.config import digest
+from shared.page import is_page_of, refuse_other_file, template_digest, write_page
+from shared.pipeline import in_order
 from trainer.event_tables import RAVEN_COLUMNS, Band, Detections
 from trainer.events import EventRules
 from trainer.frame_files import FrameWriter
@@ -23,11 +29,10 @@ FOLDER = "pages"
 
 
 @dataclass(frozen=True)
-class ReadySoundscape:
-    """A recording that is predicted whole: its events, its frames (m, K), and what was odd about it."""
+class Heard:
+    """A recording's detections, and what was odd about it."""
 
     found: Detections
-    frames: np.ndarray
     remarks: str
 
 
@@ -64,74 +69,100 @@ class PredictionPages:
         self._ticks = mel_ticks(ensemble.mel)
         self._before = 0.0
 
-    def entry(self, found: Detections) -> PageEntry:
+    def entry(self, heard: Heard) -> PageEntry:
         """Return a recording's row of the index; call it in the order of the event tables."""
+        found = heard.found
         counts = Counter(event.species for event in found.events)
         key = f"dawnchorus review {self._of} {found.recording.relative}"
         entry = PageEntry(
             found.recording.relative, found.seconds, self._before, len(found.events),
-            counts.most_common(), key,
+            counts.most_common(), key, problem=heard.remarks,
         )  # fmt: skip
         self._before += found.seconds
         return entry
 
-    def write(self, ready: ReadySoundscape, entry: PageEntry) -> None:
+    def write(self, heard: Heard, frames: np.ndarray, entry: PageEntry) -> None:
         """Write a recording's page, or several of a long one: those that have a detection, and the first.
+
+        frames: (m, K). A page that is there and of the same is left as it is.
 
         Raises:
             ValueError: the recording cannot be read.
         """
-        places = self._places(ready)
-        wanted = [place for place in places if place.is_shown]
-        by_start = {place.number: place for place in wanted}
-        for number, stretch in enumerate(self._sound.stretches(ready.found.recording.path)):
-            if number in by_start:
-                entry.num_bytes += self._write_one(ready, entry, stretch, by_start[number], wanted)
-        entry.links = [(place.text, f"{FOLDER}/{place.address}") for place in wanted]
+        wanted = [place for place in self._places(heard) if place.is_shown]
+        for place in wanted:
+            refuse_other_file(self.folder / FOLDER / place.file)
+        of = self._digest(heard, wanted)
+        missing = {one.number: one for one in wanted if not is_page_of(self.folder / FOLDER / one.file, of)}
+        if missing:
+            path = heard.found.recording.path
+            for number, stretch in self._sound.stretches(path, missing):
+                page = self._page(heard, stretch, missing[number], wanted)
+                data = self._data(frames, entry, stretch)
+                out = self.folder / FOLDER / missing[number].file
+                write_page(out, "soundscape.html", "trainer", title=entry.name, of=of, page=page, data=data)
+        made = [place for place in wanted if (self.folder / FOLDER / place.file).is_file()]
+        entry.links = [(place.text, f"{FOLDER}/{place.address}") for place in made]
+        entry.num_bytes = sum((self.folder / FOLDER / place.file).stat().st_size for place in made)
 
-    def _places(self, ready: ReadySoundscape) -> list["_Place"]:
-        step = self._sound.clips_each * self._sound.grid.clip_samples / self._sound.grid.sample_rate_hz
-        num = max(1, int(np.ceil(ready.found.seconds / step - 1e-9)))
-        below = ready.found.recording.relative
+    def remove_older(self, entry: PageEntry) -> None:
+        """Remove pages of a recording that this call did not make, of earlier calls."""
+        now = {unquote(link) for _, link in entry.links}
+        folder = (self.folder / FOLDER / entry.name).parent
+        name = re.compile(re.escape(Path(entry.name).name) + r"(\.\d+)?\.html")
+        for path in folder.iterdir() if folder.is_dir() else ():
+            is_ours = name.fullmatch(path.name) and path.relative_to(self.folder).as_posix() not in now
+            if is_ours and path.is_file():
+                path.unlink()
+
+    def _digest(self, heard: Heard, wanted: Sequence["_Place"]) -> str:
+        """Tell one state of a recording's pages from another."""
+        found = heard.found
+        stamp = found.recording.path.stat()
+        events = [[e.species, e.start, e.stop, e.confidence] for e in found.events]
+        return digest(
+            [self._of, template_digest("trainer"), stamp.st_size, stamp.st_mtime_ns, found.seconds, events,
+             heard.remarks, [place.file for place in wanted], self._threshold.tolist(),
+             [self._rules.join, self._rules.shortest, self._rules.pad]]
+        )  # fmt: skip
+
+    def _places(self, heard: Heard) -> list["_Place"]:
+        step = self._sound.stretch_seconds
+        found = heard.found
+        num = max(1, int(np.ceil(found.seconds / step - 1e-9)))
         places = []
         for number in range(num):
-            here = [e for e in ready.found.events if e.start < (number + 1) * step and e.stop > number * step]
-            name = below if num == 1 else f"{below}.{number + 1}"
-            minutes = f"{number * step / 60:g} to {min((number + 1) * step, ready.found.seconds) / 60:.3g}"
-            places.append(
-                _Place(number, f"{name}.html", minutes if num > 1 else "", bool(here) or number == 0)
-            )
+            begin, end = number * step, min((number + 1) * step, found.seconds)
+            has_event = any(e.start < end and e.stop > begin for e in found.events)
+            name = found.recording.relative + (f".{number + 1}" if num > 1 else "")
+            minutes = f"{begin / 60:g} to {end / 60:.4g}" if num > 1 else ""
+            places.append(_Place(number, f"{name}.html", minutes, has_event or number == 0))
         return places
 
-    def _write_one(
-        self, ready: ReadySoundscape, entry: PageEntry, stretch: SoundStretch, place: "_Place",
-        others: Sequence["_Place"],
-    ) -> int:  # fmt: skip
-        relative = ready.found.recording.relative
-        events = [e for e in ready.found.events
-                  if e.start < stretch.start + stretch.seconds and e.stop > stretch.start]  # fmt: skip
+    def _page(
+        self, heard: Heard, stretch: SoundStretch, place: "_Place", others: Sequence["_Place"]
+    ) -> dict[str, Any]:
+        """Return what stands on the page beside the script's data."""
+        begin, end = stretch.start, stretch.start + stretch.seconds
+        events = [e for e in heard.found.events if e.start < end and e.stop > begin]
         near = others.index(place)
-        up = "../" * (relative.count("/") + 1)
+        up = "../" * (heard.found.recording.relative.count("/") + 1)
         neighbours = [
             (text, f"{up}{FOLDER}/{others[to].address}")
             for text, to in (("before", near - 1), ("after", near + 1))
             if 0 <= to < len(others)
         ]
-        page = {
+        return {
             "num_events": len(events), "num_species": len({event.species for event in events}),
             "part": place.minutes, "up": f"{up}index.html", "neighbours": neighbours,
-            "remarks": ready.remarks, "audio": stretch.audio, "lowest": LOWEST,
+            "remarks": heard.remarks, "audio": stretch.audio, "lowest": LOWEST,
         }  # fmt: skip
-        out = self.folder / FOLDER / place.file
-        refuse_other_file(out)
-        data = self._data(ready, entry, stretch)
-        return write_page(out, "soundscape.html", "trainer", title=relative, page=page, data=data)
 
-    def _data(self, ready: ReadySoundscape, entry: PageEntry, stretch: SoundStretch) -> dict[str, Any]:
+    def _data(self, given: np.ndarray, entry: PageEntry, stretch: SoundStretch) -> dict[str, Any]:
         """Return everything that the page's script works on."""
         first = round(stretch.start / self._frame_seconds)
         last = first + int(np.ceil(stretch.seconds / self._frame_seconds - 1e-9))
-        frames = np.asarray(ready.frames[first:last], np.float32)
+        frames = np.asarray(given[first:last], np.float32)
         highest = frames.max(axis=0, initial=0.0)
         occurs = np.flatnonzero(highest >= np.minimum(LOWEST, self._threshold))
         return {
@@ -183,27 +214,41 @@ class _Place:
         return quote(self.file)
 
 
-def write_pages(
-    pages: PredictionPages, found: Sequence[Detections], frames: FrameWriter, remarks: dict[str, str],
-    most: int, tick: Callable[[int], object],
-) -> tuple[list[PageEntry], int]:  # fmt: skip
-    """Write the pages of the `most` recordings with most events; return all rows, and how many are left out.
+@dataclass(frozen=True)
+class Limits:
+    """How many recordings get pages, and what tells that the time is over."""
 
-    remarks: by a recording's path below the audio folder.
+    most: int
+    is_over: Callable[[], bool]
+
+
+def write_pages(
+    pages: PredictionPages, heard: Sequence[Heard], frames: FrameWriter, limits: Limits,
+    tick: Callable[[int], object],
+) -> tuple[list[PageEntry], int]:  # fmt: skip
+    """Write the pages of the recordings with most events, in threads.
+
+    Returns:
+        all rows of the index, and how many recordings could have a page and have none.
     """
-    entries = [pages.entry(one) for one in found]
-    order = sorted(range(len(found)), key=lambda number: (-entries[number].num_events, number))
-    ready = [number for number in order if frames.has(found[number].recording)]
-    for number, one in enumerate(found):
-        entries[number].problem = remarks.get(one.recording.relative, "")
-    for number in ready[:most]:
-        one = found[number]
+    entries = [pages.entry(one) for one in heard]
+    order = sorted(range(len(heard)), key=lambda number: (-entries[number].num_events, number))
+    ready = [number for number in order if frames.has(heard[number].found.recording)]
+
+    def make(number: int) -> list[int]:
         try:
-            pages.write(
-                ReadySoundscape(one, frames.read(one.recording), remarks.get(one.recording.relative, "")),
-                entries[number],
-            )
-        except ValueError as error:
+            pages.write(heard[number], frames.read(heard[number].found.recording), entries[number])
+        except (ValueError, OSError) as error:
             entries[number].problem = str(error)
-        tick(1)
-    return entries, len(ready[most:])
+        return [number]
+
+    wanted = takewhile(lambda _: not limits.is_over(), ready[: limits.most])
+    cores = num_processors()
+    with closing(in_order(make, wanted, workers=cores, ahead=2 * cores)) as made:  # type: ignore[type-var]
+        tried = set()
+        for number in made:
+            tried.add(number)
+            tick(1)
+    for entry in entries:
+        pages.remove_older(entry)
+    return entries, len(set(ready) - tried)

@@ -1,6 +1,6 @@
 """A recording as a page shows it: stretches of bounded length, each with its pictures and its sound."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,29 +37,34 @@ class SoundPages:
         self._image = LogMelImage(mel, grid, torch.device("cpu"))
         self._clip_seconds = grid.clip_samples / grid.sample_rate_hz
         self.clips_each = max(1, round(stretch_seconds / self._clip_seconds))
+        self.stretch_seconds = self.clips_each * self._clip_seconds
 
-    def stretches(self, path: Path) -> Iterator[SoundStretch]:
-        """Yield a recording's stretches; what cannot be decoded is silent.
+    def stretches(self, path: Path, wanted: Collection[int]) -> Iterator[tuple[int, SoundStretch]]:
+        """Yield the wanted stretches of a recording by number; what cannot be decoded is silent.
 
         Raises:
             ValueError: it cannot be read at all.
         """
         clips: list[Float32[np.ndarray, " s"]] = []
-        valid, number = 0, 0
-        for clip in ClipDecoder(path, read_header(path), self.grid):
-            clips.append(clip.samples)
-            valid = clip.valid_samples or self.grid.clip_samples
-            if len(clips) == self.clips_each:
-                yield self._stretch(clips, valid, number)
-                clips, number = [], number + 1
+        valid = 0
+        for place, clip in enumerate(ClipDecoder(path, read_header(path), self.grid)):
+            number, is_first = place // self.clips_each, place % self.clips_each == 0
+            if is_first and clips:
+                yield number - 1, self._stretch(clips, valid, number - 1)
+                clips = []
+            if is_first and number > max(wanted, default=-1):
+                return
+            if number in wanted:
+                clips.append(clip.samples)
+                valid = clip.valid_samples or self.grid.clip_samples
         if clips:
-            yield self._stretch(clips, valid, number)
+            yield number, self._stretch(clips, valid, number)
 
     def _stretch(self, clips: list[np.ndarray], last_valid: int, number: int) -> SoundStretch:
         rate = self.grid.sample_rate_hz
         samples = np.concatenate(clips)
         samples = samples[: len(samples) - self.grid.clip_samples + last_valid]
-        start = number * self.clips_each * self._clip_seconds
+        start = number * self.stretch_seconds
         peak = max(float(np.abs(samples).max()), 1e-9)
         sound = mp3((samples / max(peak, 1.0)).astype(np.float32), rate)
         return SoundStretch(start, len(samples) / rate, self._tiles(clips, len(samples) / rate), sound)

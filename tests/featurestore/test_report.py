@@ -48,10 +48,7 @@ def page(described: Path, build_tiny: Callable[..., Path], run_program: Run) -> 
 def test_the_page_opens_without_an_error_or_a_request_and_shows_names_as_text(
     page: Path, browser: Browser
 ) -> None:
-    browser.open(page)
-    assert browser.errors() == []
-    assert browser.requests() == [page.as_uri()]
-    assert browser.run("return window.hacked") is None
+    browser.opens_clean(page)
     text = browser.run("return document.body.innerText")
     assert EVIL in text
     assert "XC999 'ä\"<&.wav" in text
@@ -73,15 +70,7 @@ def test_the_page_opens_without_an_error_or_a_request_and_shows_names_as_text(
 
 
 def test_the_page_is_accessible_wide_narrow_light_and_dark(page: Path, browser: Browser) -> None:
-    browser.open(page)
-    for theme in ("light", "dark"):
-        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
-        assert browser.accessibility() == []
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wide = browser.run("return document.documentElement.scrollWidth")
-    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert wide <= 390
+    browser.is_for_everybody(page)
 
 
 def test_clips_have_three_channels_and_a_player_that_seeks(page: Path, browser: Browser) -> None:

@@ -47,6 +47,25 @@ class Browser:
             self.driver.get_log(log)
         self.driver.get(path.absolute().as_uri())
 
+    def opens_clean(self, path: Path) -> None:
+        """Open a page; fail where it writes to its console, asks for anything, or runs a name as a script."""
+        self.open(path)
+        assert self.errors() == []
+        assert self.requests() == [path.absolute().as_uri()]
+        assert self.run("return window.hacked") is None
+
+    def is_for_everybody(self, path: Path) -> None:
+        """Fail where axe-core finds something in light or dark, or where a phone would scroll sideways."""
+        self.open(path)
+        for theme in ("light", "dark"):
+            self.run("document.documentElement.dataset.theme = arguments[0]", theme)
+            assert self.accessibility() == []
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        wide = self.run("return document.documentElement.scrollWidth")
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert wide <= 390
+
     def requests(self) -> list[str]:
         """Return what the page asked for since it was opened, but for itself and what is inside it."""
         messages = [json.loads(one["message"])["message"] for one in self.driver.get_log("performance")]

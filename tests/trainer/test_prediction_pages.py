@@ -91,10 +91,7 @@ def test_pages_open_without_an_error_or_a_request_and_names_are_text(
     page: Path, heard: Path, browser: Browser
 ) -> None:
     for path in (page, heard / "html" / "index.html"):
-        browser.open(path)
-        assert browser.errors() == []
-        assert browser.requests() == [path.absolute().as_uri()]
-        assert browser.run("return window.hacked") is None
+        browser.opens_clean(path)
         text = browser.run("return document.body.innerText")
         assert EVIL in text
         assert NAME in text
@@ -103,15 +100,7 @@ def test_pages_open_without_an_error_or_a_request_and_names_are_text(
 
 def test_pages_are_accessible_and_fit_a_phone(page: Path, heard: Path, browser: Browser) -> None:
     for path in (page, heard / "html" / "index.html"):
-        browser.open(path)
-        for theme in ("light", "dark"):
-            browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
-            assert browser.accessibility() == []
-        size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-        browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        wide = browser.run("return document.documentElement.scrollWidth")
-        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        assert wide <= 390
+        browser.is_for_everybody(path)
 
 
 def test_the_index_leads_to_every_page_and_names_what_has_none(heard: Path, browser: Browser) -> None:
@@ -319,8 +308,58 @@ def test_pages_are_made_of_the_recordings_with_most_events(
     }
     assert len(made) == 2
     assert min(counts[name] for name in made) >= counts.drop(list(made)).max()
-    assert "4 recordings with fewer detections have none" in said
+    assert "4 recordings have none (with fewer detections" in said
     assert "4 recordings have no page here" in (tmp_path / "h" / "index.html").read_text()
+
+
+def test_pages_that_are_of_the_same_are_not_made_again_and_older_ones_go(
+    runs: Path, scapes: Path, run_program: Run, tmp_path: Path
+) -> None:
+    command = [
+        "predict",
+        runs / "one",
+        "--audio",
+        scapes,
+        "--out",
+        tmp_path / "s.csv",
+        "--html",
+        tmp_path / "h",
+    ]
+
+    def made() -> dict[str, int]:
+        run_program("trainer", *command)
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "h" / "pages").rglob("*.html")}
+
+    first = made()
+    (tmp_path / "h" / "pages" / "s0.wav.html").unlink()  # as a kill leaves it
+    again = made()
+    assert [name for name in first if again[name] != first[name]] == ["s0.wav.html"]
+    (tmp_path / "h" / "pages" / "notes.html").write_text("mine")
+    command += ["--html-most", "1", "--threshold", "0.3", "--overwrite"]
+    later = made()
+    assert len(later) == 2
+    assert "notes.html" in later
+    assert all(later[name] != again[name] for name in later if name in again)
+
+
+def test_no_page_is_begun_behind_the_end_of_a_budget(
+    runs: Path, scapes: Path, tmp_path: Path, run_program: Run
+) -> None:
+    from trainer.prediction_job import PredictionJob
+
+    calls = []
+
+    def is_over(job: PredictionJob) -> bool:
+        calls.append(1)
+        return len(calls) > 3  # looked at once before the pages, then before each
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PredictionJob, "time_is_over", is_over)
+        said = run_program("trainer", "predict", runs / "one", "--audio", scapes, "--out", tmp_path / "s.csv",
+                           "--html", tmp_path / "h").output  # fmt: skip
+    assert "2 pages" in said
+    assert "4 recordings have none (no time is left for them)" in said
+    assert len(list((tmp_path / "h" / "pages").rglob("*.html"))) == 2
 
 
 def test_a_recording_without_frames_is_scored_again_for_its_page(
@@ -351,7 +390,8 @@ def test_a_chirp_lies_in_the_picture_where_it_lies_in_the_sound(tmp_path: Path) 
     samples = 1e-3 * np.random.default_rng(0).standard_normal(32_000 * 12)
     samples[32_000 * 7 : 32_000 * 8] += 0.5 * np.sin(2 * np.pi * 4000 * np.arange(32_000) / 32_000)
     soundfile.write(tmp_path / "x.wav", samples, 32_000)
-    stretch = next(SoundPages(grid, mel, 600).stretches(tmp_path / "x.wav"))
+    number, stretch = next(SoundPages(grid, mel, 600).stretches(tmp_path / "x.wav", {0}))
+    assert number == 0
     assert stretch.seconds == pytest.approx(12)
     assert [tile["start"] for tile in stretch.tiles] == [0]
     import base64

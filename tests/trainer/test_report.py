@@ -75,25 +75,14 @@ def page(evil_runs: Path, run_program: Run) -> Path:
 def test_the_page_opens_without_an_error_or_a_request_and_names_are_text(
     page: Path, browser: Browser
 ) -> None:
-    browser.open(page)
-    assert browser.errors() == []
-    assert browser.requests() == [page.absolute().as_uri()]
-    assert browser.run("return window.hacked") is None
+    browser.opens_clean(page)
     assert EVIL in browser.run("return document.body.innerText")
     assert browser.run("return document.querySelectorAll('main b').length") == 0
     assert browser.run("return document.querySelectorAll('article.run').length") == 3
 
 
 def test_the_page_is_accessible_and_fits_a_phone(page: Path, browser: Browser) -> None:
-    browser.open(page)
-    for theme in ("light", "dark"):
-        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
-        assert browser.accessibility() == []
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wide = browser.run("return document.documentElement.scrollWidth")
-    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert wide <= 390
+    browser.is_for_everybody(page)
 
 
 def test_scores_are_those_of_evaluate_and_compare(
