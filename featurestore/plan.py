@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from shared.metadata import Metadata, join, keep_species
 
 Tick = Callable[[int], object]
 INSPECTED_AT_ONCE = 4096
+NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def join_sources(
     species = main.metadata.primary_species()
     parts, folders = [main.metadata], [main.audio] * len(main.metadata.recordings)
     known = set(main.metadata.recordings["xc_id"])
-    counts = []
+    counts, known_again = [], []
     for external in externals:
         of_species = keep_species(external.metadata, species, ())
         kept = keep_species(external.metadata, species, known)
@@ -119,7 +120,22 @@ def join_sources(
         if len(kept.recordings):
             parts.append(kept)
             folders += [external.audio] * len(kept.recordings)
-    return join(parts), folders, counts
+        known_again += _known_again(of_species, kept)
+    joined = join(parts)
+    return replace(joined, problems=joined.problems + tuple(known_again)), folders, counts
+
+
+def _known_again(of_species: Metadata, kept: Metadata) -> list[str]:
+    """Say how many recordings of an external source are left out since their id is known, and name some."""
+    names = of_species.recordings["filename"]
+    again = names[~names.isin(set(kept.recordings["filename"]))]
+    if again.empty:
+        return []
+    more = ", .." if len(again) > NAMED else ""
+    return [
+        f"{of_species.recordings['source'].iloc[0]}: {len(again)} recordings have a xeno-canto id that an "
+        f"earlier source has, and are left out: {', '.join(again.iloc[:NAMED])}{more}"
+    ]
 
 
 def make_plan(

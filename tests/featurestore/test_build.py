@@ -345,6 +345,10 @@ def test_external_recordings_join_by_species_and_new_ids(
     assert len(store.recordings) == 6 + 5
     assert sorted(store.recordings["source"].unique()) == ["earlier", "main"]
     assert store.attributes["taxonomy"] == ["high", "low", "middle"]
+    assert store.attributes["problems"] == [
+        "earlier: 2 recordings have a xeno-canto id that an earlier source has, and are left out: "
+        "middle/XC104.wav, high/XC105.wav"
+    ]
 
 
 def test_info_json_is_flat(build_tiny: BuildTiny, run_program: Run) -> None:
