@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 
 GENERATOR = '<meta name="generator" content="dawnchorus">'
 SUFFIXES = (".html", ".htm")
-NEEDED = ("jinja2", "matplotlib", "PIL", "sklearn")
+NEEDED = ("jinja2", "matplotlib", "PIL")
 
 
-def need_page_packages() -> None:
-    """Stop where what pages are made with is not installed.
+def need_page_packages(*more: str) -> None:
+    """Stop where what pages are made with, or `more`, is not installed.
 
     Raises:
         ValueError: names the remedy.
     """
     from importlib.util import find_spec
 
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
     if missing:
         raise ValueError(f"pages need {', '.join(missing)}: pip install 'dawnchorus[report]'.")
 
@@ -50,12 +51,14 @@ def refuse_other_file(out: Path) -> None:
                 raise ValueError(f"{out} exists and is no page of this program; give another --out.")
 
 
-def is_page_of(path: Path, of: str) -> bool:
-    """Tell whether a page is there that was written with this `of`."""
+def page_state(path: Path) -> str | None:
+    """Return the `state` that a page was written with; None where there is no page of ours."""
     if not path.is_file():
-        return False
+        return None
     with path.open("rb") as file:
-        return f'<meta name="dawnchorus-of" content="{of}">'.encode() in file.read(2048)
+        head = file.read(2048).decode(errors="replace")
+    found = re.search(r'<meta name="dawnchorus-state" content="(\w*)">', head)
+    return found[1] if found and GENERATOR in head else None
 
 
 @functools.cache
@@ -81,13 +84,14 @@ def _environment(package: str) -> Environment:
     return environment
 
 
-def write_page(out: Path, template: str, package: str, *, of: str = "", **values: Any) -> int:
+def write_page(out: Path, template: str, package: str, *, state: str = "", **values: Any) -> int:
     """Fill a template of a package's folder `templates`, write it under another name, rename it.
 
-    Text is escaped wherever it stands. of: tells one content from another, for `is_page_of`. Returns the
+    Text is escaped wherever it stands. state: a digest that tells one content from another. Returns the
     size in bytes.
     """
-    document = _environment(package).get_template(template).render(of=of, **values).encode()
+    text = _environment(package).get_template(template).render(state=state, **values)
+    document = text.encode(errors="replace")  # file names need not be text
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_bytes(document)

@@ -182,7 +182,7 @@ def compare(run_a: Path, run_b: Path, as_json: bool) -> None:
     "--html", type=PATH, help="Folder for a page per recording, to look, listen and review, and index.html."
 )
 @click.option(
-    "--html-most", default=200, show_default=True, help="Recordings with a page: those with most events."
+    "--html-most", default=200, show_default=True, help="Pages at most, those with most events first."
 )
 @click.option("--png", type=PATH, help="Folder for a picture per recording (needs matplotlib).")
 @click.option("--svg", type=PATH, help="The same as svg.")

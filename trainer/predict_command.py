@@ -201,13 +201,13 @@ def _write_pages(folder: Path, most: int, job: PredictionJob, runs: tuple[Path, 
         Heard(one, "; ".join(done[one.recording.relative].reasons if one.recording.relative in done else ()))
         for one in job.detections()
     ]
-    with tqdm(total=min(most, len(heard)), unit="recording", desc="writing pages", leave=False) as bar:
+    with tqdm(unit="page", desc="writing pages", leave=False) as bar:
         limits = Limits(most, job.time_is_over)
         entries, left_out = write_pages(pages, heard, job.frames[-1], limits, bar.update)
     size = pages.write_index(entries, runs, left_out) + sum(one.num_bytes for one in entries)
     num = sum(len(one.links) for one in entries)
-    why = "no time is left for them" if job.time_is_over() else "with fewer detections, --html-most"
-    more = f"; {left_out} recordings have none ({why})" if left_out else ""
+    why = "no time is left for them" if job.time_is_over() else "with fewer detections; --html-most"
+    more = f"; {left_out} are left out ({why})" if left_out else ""
     click.echo(f"{folder / 'index.html'}: {num} pages, {size_text(size)}{more}")
 
 

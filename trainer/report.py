@@ -103,7 +103,7 @@ def write_report(request: ReportRequest, say: Callable[[str], object]) -> None:
     Raises:
         ValueError: no run, a package is missing, the store holds other features, or `out` is something else.
     """
-    need_page_packages()
+    need_page_packages("sklearn")
     refuse_other_file(request.out)
     if request.mistakes < 0:
         raise ValueError(f"--mistakes must not be negative, got {request.mistakes}.")

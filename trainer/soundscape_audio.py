@@ -15,6 +15,7 @@ from shared.media import grey_picture, mp3
 from shared.mel import AMIN, LogMelImage, MelConfig
 
 TILE_SECONDS = 30.0
+FULL = 0.95  # of full scale: quiet recordings are raised to it, so that they can be heard
 FLOOR_PERCENT = 15  # of the picture lies below its black: what is always there
 TICKS_HZ = (500, 1000, 2000, 4000, 8000, 12_000)
 
@@ -66,7 +67,7 @@ class SoundPages:
         samples = samples[: len(samples) - self.grid.clip_samples + last_valid]
         start = number * self.stretch_seconds
         peak = max(float(np.abs(samples).max()), 1e-9)
-        sound = mp3((samples / max(peak, 1.0)).astype(np.float32), rate)
+        sound = mp3((samples * (FULL / peak)).astype(np.float32), rate)
         return SoundStretch(start, len(samples) / rate, self._tiles(clips, len(samples) / rate), sound)
 
     @torch.inference_mode()

@@ -66,9 +66,11 @@
     const [audio, stack] = [clip.querySelector("audio"), clip.querySelector(".stack")];
     if (!audio || !stack) continue;
     const seconds = Number(clip.dataset.seconds);
+    let next = 0;
     const follow = () => {
+      cancelAnimationFrame(next);
       stack.style.setProperty("--at", `${(100 * audio.currentTime) / seconds}%`);
-      if (!audio.paused) requestAnimationFrame(follow);
+      if (!audio.paused) next = requestAnimationFrame(follow);
     };
     audio.addEventListener("play", () => {
       for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();

@@ -5,6 +5,7 @@ const review = (() => {
   const memory = new Map();
 
   function read(key) {
+    if (!kept && memory.has(key)) return memory.get(key);
     try {
       return JSON.parse(localStorage.getItem(key) ?? "[]");
     } catch {
@@ -31,12 +32,12 @@ const review = (() => {
   const cell = (text) => (/[",\t\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 
   function csv(rows, withVerdicts) {
-    const lines = [["filename", "species", "start", "stop", "confidence", ...(withVerdicts ? ["verdict"] : [])]];
+    const lines = [["filename", "species", "start", "stop", "confidence", ...(withVerdicts ? ["verdict", "peak"] : [])]];
     for (const { recording, one } of rows) {
       if (!withVerdicts && one.verdict !== "accepted") continue;
       lines.push([
         recording.relative, one.species, one.start.toFixed(3), one.stop.toFixed(3), one.confidence.toFixed(4),
-        ...(withVerdicts ? [one.verdict] : []),
+        ...(withVerdicts ? [one.verdict, one.peak.toFixed(3)] : []),
       ]);
     }
     return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
@@ -49,11 +50,43 @@ const review = (() => {
       if (one.verdict !== "accepted") continue;
       lines.push([
         String(lines.length), "Spectrogram 1", "1", (recording.before + one.start).toFixed(3),
-        (recording.before + one.stop).toFixed(3), band[0].toFixed(1), band[1].toFixed(1), recording.relative,
+        (recording.before + one.stop).toFixed(3), band[0].toFixed(1), band[1].toFixed(1), recording.path,
         one.start.toFixed(3), one.species, one.confidence.toFixed(4),
       ]);
     }
     return lines.map((line) => line.map(cell).join("\t")).join("\n") + "\n";
+  }
+
+  // The rows of a CSV of all reviewed detections, as `csv` writes it.
+  function parse(text) {
+    const table = [];
+    const pattern = /("(?:[^"]|"")*"|[^,\r\n]*)(,|\r?\n|$)/g;
+    let row = [];
+    for (const [whole, value, end] of text.matchAll(pattern)) {
+      if (whole === "" && !row.length) break;
+      row.push(value.startsWith('"') ? value.slice(1, -1).replaceAll('""', '"') : value);
+      if (end !== ",") { table.push(row); row = []; }
+    }
+    const [header, ...rows] = table;
+    const needed = ["filename", "species", "start", "stop", "confidence", "verdict", "peak"];
+    if (!header || needed.some((name) => !header.includes(name))) return null;
+    return rows.filter((cells) => cells.length === header.length).map((cells) => {
+      const one = Object.fromEntries(header.map((name, place) => [name, cells[place]]));
+      return { ...one, ...Object.fromEntries(["start", "stop", "confidence", "peak"].map((name) => [name, Number(one[name])])) };
+    });
+  }
+
+  // Adds verdicts to those that are kept, and replaces those on the same peak.
+  function add(key, more) {
+    const same = (a, b) => a.species === b.species && Math.abs(a.peak - b.peak) < 5e-4;
+    write(key, [...read(key).filter((one) => !more.some((other) => same(one, other))), ...more]);
+  }
+
+  function offer(rows, data, stem) {
+    const on = (id, make) => document.getElementById(id).addEventListener("click", make);
+    on("export-raven", () => save(`${stem}.raven.txt`, raven(rows(), data.raven_columns, data.band)));
+    on("export-csv", () => save(`${stem}.accepted.csv`, csv(rows(), false)));
+    on("export-all", () => save(`${stem}.reviewed.csv`, csv(rows(), true)));
   }
 
   function save(name, text) {
@@ -111,5 +144,5 @@ const review = (() => {
   addEventListener("beforeunload", (event) => {
     if (!kept) event.preventDefault();
   });
-  return { read, write, precision, csv, raven, save, show };
+  return { read, write, add, parse, precision, offer, show };
 })();
