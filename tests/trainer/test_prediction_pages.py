@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,5 +170,6 @@ def test_a_recording_whose_name_is_no_text_is_in_the_index(
     run_program("trainer", "predict", runs / "one", "--audio", folder, "--out", tmp_path / "s.csv",
                 "--html", tmp_path / "h")  # fmt: skip
     browser.opens_clean(tmp_path / "h" / "index.html")
-    assert "for?at.wav" in browser.run("return document.body.innerText")
+    text = browser.run("return document.body.innerText")
+    assert re.search(r"for.t\.wav", text)
     assert browser.run("return document.querySelectorAll('#recordings-table a').length") == 1
