@@ -333,12 +333,16 @@ def embed(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The page, as in data.html.")
 @click.option("--clips", default=3, show_default=True, help="Clips to see and hear per species; 0: none.")
 @click.option("--max-mb", default=20.0, show_default=True, help="Megabytes of clips, at most.")
-@click.option("--no-verify", is_flag=True, help="Do not check the store's bytes, which reads all of them.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Neither verify, nor look for near-duplicates: reads little.",
+)
 @click.option("--png", type=click.Path(path_type=Path), help="Folder for the charts as png, for papers.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Folder for the charts as svg.")
 @one_line_errors
 def report(
-    store: Path, out: Path, clips: int, max_mb: float, no_verify: bool, png: Path | None, svg: Path | None
+    store: Path, out: Path, clips: int, max_mb: float, quick: bool, png: Path | None, svg: Path | None
 ) -> None:
     """Write one HTML page of what is in a store: look at the data, and listen to it.
 
@@ -353,7 +357,7 @@ def report(
 
     write_report(
         ReportRequest(
-            store=store, out=out, clips_per_species=clips, max_megabytes=max_mb, verify=not no_verify,
+            store=store, out=out, clips_per_species=clips, max_megabytes=max_mb, quick=quick,
             png=png, svg=svg,
         ),
         click.echo,

@@ -13,11 +13,11 @@ from featurestore import report_charts as draw
 from featurestore import report_data as data
 from featurestore.summary import store_facts
 from featurestore.verify import verify_store
-from shared.charts import Chart, save_charts
+from shared.charts import Chart, refuse_files, save_charts
 from shared.clip_media import ClipMedia, ClipShower
 from shared.command_line import size_text
 from shared.config import parse_config
-from shared.duplicates import recording_embeddings, similar_pairs
+from shared.duplicates import CLIPS_EACH, recording_embeddings, similar_pairs
 from shared.features import FeatureConfig
 from shared.metadata import WHOLE
 from shared.page import need_page_packages, refuse_other_file, write_page
@@ -36,7 +36,7 @@ class ReportRequest:
     out: Path
     clips_per_species: int = 3
     max_megabytes: float = 20.0
-    verify: bool = True
+    quick: bool = False
     png: Path | None = None
     svg: Path | None = None
 
@@ -77,13 +77,15 @@ def write_report(request: ReportRequest, say: Callable[[str], object]) -> None:
     store = FeatureStore(request.store)
     tables = data.read_tables(store)
     species = data.species_of(tables)
-    damage = verify_store(request.store, []) if request.verify else None
+    refuse_files(request.png, request.svg)
+    damage = None if request.quick else verify_store(request.store, [])
     charts = draw_charts(tables, species)
-    alike, why_not = near_duplicates(tables)
+    alike, why_not = (data.Named([], 0), "not looked for") if request.quick else near_duplicates(tables)
     limit = round(1e6 * request.max_megabytes)
     examples = choose_examples(tables, species, request.clips_per_species, limit)
     values = {
         "facts": store_facts(store),
+        "hours": float(tables.seconds.sum()) / 3600,
         "species": species,
         "charts": charts,
         "single": single_values(tables),
@@ -159,7 +161,8 @@ def near_duplicates(tables: data.StoreTables) -> tuple[data.Named, str]:
     recording = store.clips["recording"].to_numpy(np.int64)[rows]
     if len(np.unique(recording)) > MAX_COMPARED:
         return data.Named([], 0), f"not looked for: there are more than {MAX_COMPARED} recordings"
-    with tqdm(total=len(rows), unit="clip", desc="looking for near-duplicates", leave=False) as bar:
+    total = int(np.minimum(np.bincount(recording), CLIPS_EACH).sum())
+    with tqdm(total=total, unit="clip", desc="looking for near-duplicates", leave=False) as bar:
         numbers, embeddings = recording_embeddings(store.maps, rows, recording, bar.update)
     pairs = numbers[similar_pairs(embeddings, ALIKE)]
     sha256 = store.recordings["sha256"].to_numpy(object)

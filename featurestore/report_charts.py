@@ -53,12 +53,13 @@ def long_tail(species: Sequence[Species]) -> Chart:
     twin = twin_axes(axes)
     twin.plot(places, [one.weight for one in some], color=COLOURS[1], marker=".", markersize=4)
     twin.set_ylim(0, 1.08)
-    twin.set_ylabel("drawn weight, n^-0.5", color=COLOURS[1])
+    twin.set_ylabel("n^-0.5, the rarest is 1", color=COLOURS[1])
     median = int(np.median(counts))
     return Chart(
         "species", "Recordings per species",
-        f"bars: recordings with it as primary label; line: the weight by which a recording of it is drawn "
-        f"(n^-0.5, the rarest is 1). From {counts.min()} to {counts.max()}, median {median}.",
+        "bars: recordings that can be trained on; line: n^-0.5 of that, the rarest is 1, which weighted "
+        "drawing goes by, with ratings and second labels on top. "
+        f"From {counts.min()} to {counts.max()}, median {median}.",
         f"Bar chart of {len(some)} species: {counts.max()} recordings of {some[0].code} down to "
         f"{counts.min()} of {some[-1].code}; the weight n^-0.5 rises from {some[0].weight:.2f} to 1.",
         figure,
@@ -69,7 +70,7 @@ def durations(seconds: Float64[np.ndarray, " n"]) -> Chart:
     """Draw how long recordings are, on a logarithmic axis."""
     figure, axes = new_axes(NARROW)
     known = seconds[seconds > 0]
-    edges = np.geomspace(max(known.min(), 0.1) * 0.95, known.max() * 1.05, 28)
+    edges = np.geomspace(known.min() * 0.95, known.max() * 1.05, 28)
     axes.hist(known, bins=edges, color=COLOURS[0], rwidth=0.92)
     axes.set_xscale("log")
     ticks = [t for t in (1, 2, 5, 10, 30, 60, 300, 600, 3600, 4 * 3600) if edges[0] <= t <= edges[-1]]
@@ -77,10 +78,9 @@ def durations(seconds: Float64[np.ndarray, " n"]) -> Chart:
     axes.minorticks_off()
     whole_numbers(axes.yaxis)
     axes.set_ylabel("recordings")
-    axes.set_xlabel("audio in clips")
     middle = float(np.median(known))
     return Chart(
-        "durations", "How long recordings are", f"median {middle:.0f} s; the audio in clips",
+        "durations", "How long recordings are", f"median {middle:.3g} s; by what the files declare",
         f"Histogram of durations, from {known.min():.1f} to {known.max():.0f} seconds, median {middle:.0f}.",
         figure,
     )  # fmt: skip

@@ -18,7 +18,10 @@ NAMES = ("common_name", "scientific_name")
 
 @dataclass(frozen=True)
 class Species:
-    """One species of the taxonomy, as the metadata has it; weight: n^-0.5 of its recordings, largest 1."""
+    """One species, as the labels have it; recordings: that can be trained on.
+
+    weight: n^-0.5 of these, the largest 1.
+    """
 
     code: str
     common_name: str
@@ -48,13 +51,19 @@ class Named:
 class StoreTables:
     """A store's tables with the columns that the counts need.
 
-    primary: first primary species per recording, "" for none. seconds: audio per recording (in clips).
+    primary: first primary species per recording, "" for none. seconds: how long each recording is, 0 where
+    it cannot be read.
     """
 
     store: FeatureStore
     primary: np.ndarray
     seconds: Float64[np.ndarray, " r"]
     num_clips: Int64[np.ndarray, " r"]
+
+    @property
+    def is_used(self) -> np.ndarray:
+        """Tell per recording whether it can be trained on."""
+        return np.asarray((self.num_clips > 0) & self.store.in_metadata)
 
     @property
     def clip_samples(self) -> int:
@@ -82,16 +91,18 @@ def read_tables(store: FeatureStore) -> StoreTables:
     first = labels[labels["kind"] == "primary"].drop_duplicates("recording")
     primary = np.full(num, "", object)
     primary[first["recording"].to_numpy(np.int64)] = first["species"].to_numpy(object)
-    rate = store.attributes["config"]["clips"]["sample_rate_hz"]
     recording = store.clips["recording"].to_numpy(np.int64)
-    samples = np.bincount(recording, store.clips["valid_samples"].to_numpy(np.float64), num)
     heard = (store.clips["valid_samples"] > 0).to_numpy(np.float64)
-    return StoreTables(store, primary, samples / rate, np.bincount(recording, heard, num).astype(np.int64))
+    num_clips = np.bincount(recording, heard, num).astype(np.int64)
+    frames = store.recordings["num_frames"].to_numpy(np.float64)
+    rates = np.maximum(store.recordings["sample_rate_hz"].to_numpy(np.float64), 1)
+    return StoreTables(store, primary, np.where(num_clips > 0, frames / rates, 0.0), num_clips)
 
 
 def species_of(tables: StoreTables) -> list[Species]:
     """Return all species that are labelled, the most frequent first."""
-    labels = tables.store.labels[tables.store.labels["species"] != ""]
+    labels = tables.store.labels
+    labels = labels[(labels["species"] != "") & tables.is_used[labels["recording"].to_numpy(np.int64)]]
     once = labels.drop_duplicates(["recording", "species", "kind"])
     primary = once[once["kind"] == "primary"]
     counts = primary["species"].value_counts()

@@ -2,7 +2,9 @@
 
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,8 @@ def twin_axes(axes: Any) -> Any:
 
 
 def shortened(text: str, most: int = 32) -> str:
-    """Return a name for a chart, its end left out where it is long."""
+    """Return a name for a chart: its end left out where it is long, and never hidden by its first letter."""
+    text = f" {text}" if text.startswith("_") else text  # matplotlib leaves such labels out of legends
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -79,7 +82,7 @@ def add_legend(axes: Any, *args: Any, **options: Any) -> None:
     import matplotlib
 
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 8.5, "borderaxespad": 0.2}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"text.parse_math": False}):
         axes.legend(*args, **(above | options))
 
 
@@ -92,11 +95,10 @@ def whole_numbers(axis: Any) -> None:
 
 def inline_svg(chart: Chart) -> str:
     """Return a chart as an svg element in the page's colours, with text that stays text."""
-    import matplotlib
     from markupsafe import Markup
 
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with _drawing():
         chart.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -104,22 +106,47 @@ def inline_svg(chart: Chart) -> str:
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     widest = f"max-width: {SCREEN_PIXELS * chart.figure.get_figwidth():.0f}px"
-    svg = svg.replace("<svg ", f'<svg style="{widest}" role="img" aria-label={quoteattr(chart.alt)} ', 1)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{chart.name}-\1"', svg)
-    svg = re.sub(r'(href="|url\()#([^")]+)', rf"\1#{chart.name}-\2", svg)
+    svg = re.sub("<[^>]*>", lambda tag: _own_tag(tag[0], chart.name), svg)  # text is left as it is
+    told = f'<svg style="{widest}" role="img" aria-label={quoteattr(chart.alt)} '
+    return Markup(svg.replace("<svg ", told, 1))
+
+
+def _own_tag(tag: str, name: str) -> str:
+    """Return a tag with its ids made the chart's own and its colours the page's."""
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag)
+    tag = re.sub(r'(href="|url\()#([^")]+)', rf"\1#{name}-\2", tag)
     for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return Markup(svg)
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Draw in our style; a letter that the font lacks is a box in a png, and no warning."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def refuse_files(*folders: Path | None) -> None:
+    """Stop before any work where charts are to go into a file.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for folder in folders:
+        if folder and folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; give a folder for the charts.")
 
 
 def save_charts(charts: Sequence[Chart], folder: Path, kind: str) -> list[Path]:
     """Write charts as files on white; kind: png or svg."""
-    import matplotlib
-
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{chart.name}.{kind}" for chart in charts]
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context(STYLE):
+    with _drawing():
         for chart, path in zip(charts, paths, strict=True):
             chart.figure.savefig(path, format=kind, dpi=FILE_DPI, facecolor=CARD, metadata=metadata)
     return paths

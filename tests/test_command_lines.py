@@ -22,7 +22,7 @@ OPTIONS = {
     "featurestore repair": "--allow-mixed --audio --break-lock --weights --workers STORE",
     "featurestore verify": "--audio STORE",
     "featurestore info": "--all --json STORE",
-    "featurestore report": "--clips --max-mb --no-verify --out --png --svg STORE",
+    "featurestore report": "--clips --max-mb --quick --out --png --svg STORE",
     "featurestore synth": "--recordings --seed --soundscapes --species OUT",
     "trainer calibrate": "--device --json --no-call --no-call-minutes --precision --weights RUN",
     "trainer export": "--features --openvino --out --overwrite --weights RUN",

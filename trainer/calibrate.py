@@ -1,5 +1,6 @@
 """A calibration from out-of-fold predictions, and what it brings on recordings it was not fitted on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,11 +11,16 @@ from scipy.special import expit
 from trainer.metrics import Scores
 from trainer.out_of_fold import OutOfFold
 
+Tick = Callable[[int], object]
 SHRINKAGES = (0.1, 1.0, 10.0, 100.0, 1e4)
 NUM_BINS = 15
 CROSS_PARTS = 5
 LEAST_SLOPE = 0.1  # of the global one: a class's ranking is never turned round
 ENOUGH_POSITIVES = 5  # below, a class's own threshold is chance: it gets the one for all
+
+
+def ignore(_: int) -> None:
+    """Take a tick that nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +129,22 @@ def parts_of(table: OutOfFold) -> np.ndarray:
     return np.arange(len(table.recordings)) % CROSS_PARTS
 
 
-def cross_fitted(scores: Scores, parts: np.ndarray, shrinkage: float) -> np.ndarray:
+def cross_fitted(scores: Scores, parts: np.ndarray, shrinkage: float, tick: Tick = ignore) -> np.ndarray:
     """Return calibrated logits (N, K), each recording's by a fit that never saw its part."""
     found = np.zeros(scores.scores.shape, np.float64)
     for part in np.unique(parts):
         out = parts == part
         seen = Scores(scores.scores[~out], scores.truth[~out], scores.counted[~out])
         found[out] = fit_affine(seen, shrinkage).logits(scores.scores[out])
+        tick(1)
     return found
 
 
-def best_shrinkage(scores: Scores, parts: np.ndarray) -> float:
+def best_shrinkage(scores: Scores, parts: np.ndarray, tick: Tick = ignore) -> float:
     """Return the one of SHRINKAGES whose cross-fitted log loss is lowest."""
     losses = [
-        log_loss(cross_fitted(scores, parts, value), scores.truth, scores.counted) for value in SHRINKAGES
+        log_loss(cross_fitted(scores, parts, value, tick), scores.truth, scores.counted)
+        for value in SHRINKAGES
     ]
     return SHRINKAGES[int(np.argmin(losses))]
 

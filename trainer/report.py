@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from shared.charts import Chart, save_charts
+from shared.charts import Chart, refuse_files, save_charts
 from shared.command_line import size_text
 from shared.documents import UNREADABLE
 from shared.page import data_uri, need_page_packages, refuse_other_file, write_page
 from shared.store import FeatureStore
 from trainer import report_charts as draw
+from trainer.calibrate import ENOUGH_POSITIVES
 from trainer.calibration import Calibration, no_calibration, read_calibration
 from trainer.compare import Difference, compare_sides
 from trainer.evaluate import check_same_features
@@ -74,6 +75,11 @@ class ReportedRun:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
+    def holds_out(self) -> bool:
+        """Tell whether some recordings were held out."""
+        return "side" not in self.split or bool((self.split["side"] == "validation").any())
+
+    @property
     def sides(self) -> list[tuple[str, int]]:
         """How many recordings are on each side of the split, or in each fold."""
         column = "side" if "side" in self.split else "fold"
@@ -109,6 +115,7 @@ def write_report(request: ReportRequest, say: Callable[[str], object]) -> None:
         raise ValueError(f"--mistakes must not be negative, got {request.mistakes}.")
     if len(set(request.runs)) < len(request.runs):
         raise ValueError("a run is named twice.")
+    refuse_files(request.png, request.svg)
     runs = [read_run(path, number) for number, path in enumerate(request.runs, 1)]
     for run in runs:
         _score(run)
@@ -116,16 +123,35 @@ def write_report(request: ReportRequest, say: Callable[[str], object]) -> None:
         _look_at_clips(run, request)
     histories = {run.name: run.history for run in runs}
     curves = [chart for key in draw.TITLES if (chart := draw.curve(histories, key))]
+    beside = species_beside(runs)
     title = f"Run: {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs, side by side"
     size = write_page(
         request.out, "run.html", "trainer", title=title, runs=runs, curves=curves, pairs_listed=PAIRS_LISTED,
-        split_rows=SPLIT_ROWS,
+        split_rows=SPLIT_ROWS, beside=beside, few=ENOUGH_POSITIVES,
     )  # fmt: skip
     say(f"{request.out}: {size_text(size)}")
     charts = [*curves, *(chart for run in runs for chart in run.charts.values())]
     for folder, kind in ((request.png, "png"), (request.svg, "svg")):
         if folder:
             say(f"{folder}: {len(save_charts(charts, folder, kind))} charts as {kind}")
+
+
+def species_beside(runs: list[ReportedRun]) -> list[tuple[str, int, list[ClassRow | None]]]:
+    """Return every species with its positives in the first run that scores it, and each run's row of it.
+
+    Those that differ most from the first run come first.
+    """
+    by_run = [{row.species: row for row in run.classes if row.roc_auc == row.roc_auc} for run in runs]
+    found = []
+    for species in dict.fromkeys(name for rows in by_run for name in rows):
+        rows = [mine.get(species) for mine in by_run]
+        found.append((species, next(row.positives for row in rows if row), rows))
+
+    def largest_change(one: tuple[str, int, list[ClassRow | None]]) -> float:
+        first, *others = one[2]
+        return max((abs(row.roc_auc - first.roc_auc) for row in others if row and first), default=0.0)
+
+    return sorted(found, key=lambda one: (-largest_change(one), one[0]))
 
 
 def read_run(path: Path, number: int) -> ReportedRun:
@@ -161,12 +187,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _score(run: ReportedRun) -> None:
     """Add everything that follows from the predictions alone."""
     if run.table is None:
-        run.left_out["scores"] = "nothing was held out: it was trained with --fold none"
+        is_done = run.facts.get("finished", False)
+        run.left_out["scores"] = "nothing was held out" if is_done else "the run is not finished"
         return
     run.figures = out_of_fold_figures(run.table, interval=True)
     with tqdm(total=BOOTSTRAP_SAMPLES, unit="sample", desc="scoring species", leave=False) as bar:
         run.classes = class_rows(run.table, bar.update)
-    run.reliability = before_and_after(run.table)
+    with tqdm(unit="fit", desc="calibrating", leave=False) as bar:
+        run.reliability = before_and_after(run.table, bar.update)
     run.confused = confusions(run.table)
     if any(row.roc_auc == row.roc_auc for row in run.classes):
         run.charts["classes"] = draw.class_chart(f"classes-{run.number}", run.classes)
@@ -208,6 +236,9 @@ def _look_at_clips(run: ReportedRun, request: ReportRequest) -> None:
 
 
 def _add_mistakes(run: ReportedRun, table: OutOfFold, store: FeatureStore, request: ReportRequest) -> None:
+    if not request.mistakes:
+        run.left_out["mistakes"] = "none were asked for (--mistakes 0)"
+        return
     calibration = run.calibration or no_calibration(len(table.taxonomy))
     wanted = worst(table, calibration, request.mistakes)
     members = {fold: one for one in run.members for fold in one.facts["held_out"]}
@@ -232,7 +263,8 @@ def _add_map(run: ReportedRun, store: FeatureStore, device: torch.device) -> Non
         keys = pd.MultiIndex.from_frame(table.recordings[KEYS])
         there = pd.MultiIndex.from_frame(store.recordings[KEYS].astype(str))
         held_out = np.asarray(there.isin(keys))
-    found = map_clips(member, store, held_out, device)
+    kind = "training" if run.table is None else "held-out"
+    found = map_clips(member, store, held_out, kind, device)
     if found is None:
         run.left_out["map"] = "there are too few clips to lay out"
         return

@@ -67,7 +67,7 @@ def curve(histories: Histories, key: str) -> Chart | None:
 
 
 def _shown(name: str, most: int = 32) -> str:
-    return name if len(name) <= most else f"…{name[-most + 1 :]}"
+    return shortened(name) if len(name) <= most else f"…{name[-most + 1 :]}"
 
 
 def class_chart(name: str, rows: Sequence[ClassRow]) -> Chart:
@@ -179,7 +179,10 @@ def clip_map_chart(name: str, found: ClipMap) -> tuple[Chart, list[str]]:
     axes.spines[:].set_color(LINE)
     handles, labels = axes.get_legend_handles_labels()
     add_legend(axes, handles[::-1], labels[::-1], loc="upper center", bbox_to_anchor=(0.5, -0.01))
-    text = f"t-SNE of {len(found.places)} held-out clips by the mean maps of {found.of}; near: alike to it"
+    text = (
+        f"t-SNE of {len(found.places)} of {found.num_clips} {found.kind} clips by the mean maps of "
+        f"{found.of}; near: alike to it"
+    )
     chart = Chart(
         name,
         "Map of clips",

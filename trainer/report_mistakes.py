@@ -87,10 +87,10 @@ def worst(table: OutOfFold, calibration: Calibration, each: int) -> list[Wanted]
         num_of: dict[int, int] = {}
         for place in order:
             row, column = int(rows[place]), int(columns[place])
-            wrong_side = values[place] >= calibration.threshold[column]
-            if len(seen_rows) == each or wrong_side != is_alarm:
+            if len(seen_rows) == each:
                 break
-            if row in seen_rows or num_of.get(column, 0) == PER_SPECIES:
+            is_over = values[place] >= calibration.threshold[column]  # a species' own: not in this order
+            if is_over != is_alarm or row in seen_rows or num_of.get(column, 0) == PER_SPECIES:
                 continue
             seen_rows.add(row)
             num_of[column] = num_of.get(column, 0) + 1
@@ -118,12 +118,12 @@ class MistakeShower:
     def __call__(
         self, table: OutOfFold, wanted: Sequence[Wanted], tick: Callable[[int], object]
     ) -> list[Mistake]:
-        """Return the mistakes whose recordings the store has."""
+        """Return the mistakes whose recordings the store has, and its metadata still."""
         found = []
         for one in wanted:
             recording = table.recordings.iloc[one.row]
             number = self._numbers.get(tuple(str(recording[key]) for key in KEYS))
-            if number is not None:
+            if number is not None and self._store.in_metadata[number]:
                 found.append(self._mistake(table, one, number))
             tick(1)
         return found
@@ -133,7 +133,9 @@ class MistakeShower:
         fold = int(recording["fold"])
         run = self._members[fold]
         run.model.to(self._precision.device)
-        data = self._data.setdefault(fold, data_of(run, self._store, self._precision.device))
+        if fold not in self._data:
+            self._data[fold] = data_of(run, self._store, self._precision.device)
+        data = self._data[fold]
         rows = data.usable_rows()
         rows = rows[data.recording_of_row[rows] == number]
         clip_wise, frame_wise, masks = scored_frames(run.model, data, rows, self._precision)

@@ -128,11 +128,17 @@ def reliability(logits: np.ndarray, scores: Scores) -> Reliability:
     )  # fmt: skip
 
 
-def before_and_after(table: OutOfFold) -> tuple[Reliability, Reliability | None]:
-    """Return the reliability as it is, and by calibrations that never saw the recording; None: too few."""
+def before_and_after(
+    table: OutOfFold, tick: Callable[[int], object] = lambda _: None
+) -> tuple[Reliability, Reliability | None]:
+    """Return the reliability as it is, and by calibrations fitted without the recording; None: too few.
+
+    How strongly classes are drawn to each other is chosen on all recordings.
+    """
     scores, parts = table.scores(), fits.parts_of(table)
     before = reliability(scores.scores, scores)
     if len(np.unique(parts)) < 2 or not (scores.truth * scores.counted).any():
         return before, None
-    after = fits.cross_fitted(scores, parts, fits.best_shrinkage(scores, parts))
+    shrinkage = fits.best_shrinkage(scores, parts, tick)
+    after = fits.cross_fitted(scores, parts, shrinkage, tick)
     return before, reliability(after, scores)

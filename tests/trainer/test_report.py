@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,19 @@ import pandas as pd
 import pytest
 from browser import Browser
 from click.testing import Result
-from scipy.special import expit
+from scipy.special import expit, logit
 
+from shared.charts import shortened
 from shared.store import FeatureStore
 from shared.taxonomy import Taxonomy
 from trainer.calibration import no_calibration
 from trainer.compare import compare_sides
 from trainer.metrics import resamplings
 from trainer.out_of_fold import COLUMNS, OutOfFold, read_out_of_fold
-from trainer.report import read_run
+from trainer.report import read_run, species_beside
 from trainer.report_map import map_clips
 from trainer.report_mistakes import MistakeShower, Wanted, worst
-from trainer.report_scores import before_and_after, class_rows, confusions, reliability
+from trainer.report_scores import ClassRow, before_and_after, class_rows, confusions, reliability
 from trainer.run import load_run
 
 Run = Callable[..., Result]
@@ -191,6 +193,15 @@ def test_the_worst_mistakes_are_over_or_under_the_threshold_each_recording_once(
     assert [one.row for one in worst(table_of(logits, labels), no_calibration(3), 1)] == [1, 1]
 
 
+def test_mistakes_go_by_each_species_own_threshold() -> None:
+    logits = logit(np.array([[0.1, 0.90, 0.1], [0.1, 0.1, 0.80], [0.1, 0.1, 0.73], [0.4, 0.1, 0.1]]))
+    thresholds = np.array([0.5, 0.95, 0.3], np.float32)
+    calibration = replace(no_calibration(3), threshold=thresholds)
+    found = worst(table_of(logits, [["a"], ["b"], ["b"], ["a"]]), calibration, 5)
+    assert [(one.row, one.column) for one in found if one.is_alarm] == [(1, 2), (2, 2)]
+    assert [(one.row, one.column) for one in found if not one.is_alarm] == [(0, 0), (1, 1), (2, 1), (3, 0)]
+
+
 def test_a_mistakes_curves_are_the_heads_own_and_lie_in_the_clip_where_it_scores_highest(
     runs: Path, store: Path
 ) -> None:
@@ -228,8 +239,8 @@ def test_the_map_of_a_tuned_network_is_its_own(runs: Path, store: Path) -> None:
 
     opened, device = FeatureStore(store), torch.device("cpu")
     everything = np.ones(len(opened.recordings), bool)
-    frozen = map_clips(load_run(runs / "one"), opened, everything, device)
-    tuned = map_clips(load_run(runs / "tuned"), opened, everything, device)
+    frozen = map_clips(load_run(runs / "one"), opened, everything, "held-out", device)
+    tuned = map_clips(load_run(runs / "tuned"), opened, everything, "held-out", device)
     assert frozen is not None
     assert tuned is not None
     assert (frozen.of, tuned.of) == ("the frozen backbone", "the tuned backbone")
@@ -238,7 +249,7 @@ def test_the_map_of_a_tuned_network_is_its_own(runs: Path, store: Path) -> None:
     apart = np.linalg.norm(frozen.places[:, None] - frozen.places[None], axis=2)
     same = frozen.species[:, None] == frozen.species[None]
     assert apart[same].mean() < 0.7 * apart[~same].mean()
-    assert map_clips(load_run(runs / "one"), opened, ~everything, device) is None
+    assert map_clips(load_run(runs / "one"), opened, ~everything, "held-out", device) is None
 
 
 def test_what_cannot_be_shown_is_said(runs: Path, run_program: Run, tmp_path: Path) -> None:
@@ -263,7 +274,51 @@ def test_a_run_without_anything_held_out_has_a_page(
     text = (tmp_path / "a.html").read_text()
     assert "nothing was held out" in text
     assert "map-1" in text
+    assert "training clips" in text
+    assert "held-out clips" not in text
+    assert "No held-out recording" not in text
     assert read_run(tmp_path / "all", 1).table is None
+
+
+def test_a_recording_that_left_the_metadata_is_no_mistake_to_look_at(runs: Path, store: Path) -> None:
+    import torch
+
+    table = read_out_of_fold(runs / "all")
+    opened = FeatureStore(store)
+    members = {fold: load_run(runs / "all" / f"fold{fold}") for fold in table.folds}
+    opened.recordings["in_metadata"] = opened.recordings["filename"] != table.recordings["filename"].iloc[0]
+    show = MistakeShower(members, opened, no_calibration(3), torch.device("cpu"))
+    found = show(table, [Wanted(0, 1, True, 0.5), Wanted(1, 1, True, 0.5)], lambda _: None)
+    assert [one.filename for one in found] == [table.recordings["filename"].iloc[1]]
+
+
+def test_species_stand_side_by_side_those_that_differ_most_first(runs: Path) -> None:
+    one, two = read_run(runs / "all", 1), read_run(runs / "one", 2)
+    interval = (0.0, 1.0)
+    for run, values in (
+        (one, {"a": 0.5, "b": 0.9, "c": float("nan")}),
+        (two, {"b": 0.6, "a": 0.55, "d": 0.7}),
+    ):
+        run.classes = [
+            ClassRow(name, value, interval, value, interval, 6, 9) for name, value in values.items()
+        ]
+    beside = species_beside([one, two])
+    assert [(name, [row and row.roc_auc for row in rows]) for name, _, rows in beside] == [
+        ("b", [0.9, 0.6]), ("a", [0.5, 0.55]), ("d", [None, 0.7]),
+    ]  # fmt: skip
+
+
+def test_names_of_any_letters_are_drawn_and_text_is_not_rewritten() -> None:
+    from shared.charts import COLOURS, Chart, add_legend, inline_svg, new_axes
+
+    figure, axes = new_axes()
+    for name in ("$a_$", "_b", "鳥", 'x id="q" #0b6b61'):
+        axes.plot([0, 1], label=shortened(name), color=COLOURS[0])
+    add_legend(axes)
+    svg = inline_svg(Chart("n", "t", "r", 'said id="q" #0b6b61', figure))
+    for text in ("$a_$", "_b", "鳥", 'x id="q" #0b6b61'):
+        assert f"{text}</text>" in svg
+    assert "var(--accent)" in svg
 
 
 def test_what_is_no_run_is_refused(runs: Path, run_program: Run, tmp_path: Path) -> None:
