@@ -29,16 +29,30 @@ let value = 0.02;
   }));
 })();
 """
+MOVING = """
+const done = arguments[0], scroll = document.getElementById("scroll"), found = [];
+for (let i = 0; i < 3; i++) document.getElementById("zoom-in").click();
+let place = 0;
+(function step() {
+  const start = performance.now();
+  scroll.value = place;
+  scroll.dispatchEvent(new Event("input"));
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    found.push(performance.now() - start);
+    place += 3;
+    if (found.length < 60) step(); else done(found);
+  }));
+})();
+"""
 PLAYING = """
 const done = arguments[0], audio = document.getElementById("audio"), found = [];
-for (let i = 0; i < 3; i++) document.getElementById("zoom-in").click();
 audio.play();
 let last = performance.now();
 (function frame() {
   const now = performance.now();
   found.push(now - last);
   last = now;
-  if (found.length < 180) requestAnimationFrame(frame); else { audio.pause(); done(found); }
+  if (found.length < 300) requestAnimationFrame(frame); else { audio.pause(); done(found); }
 })();
 """
 
@@ -104,6 +118,7 @@ def _in_a_browser(page: Path, folder: Path) -> Numbers:
         browser.wait("document.getElementById('audio').readyState >= 3")
         num_species = browser.run("return new Set(scape.events().map(e => e.column)).size")
         moved = browser.driver.execute_async_script(SLIDER)
+        views = sorted(browser.driver.execute_async_script(MOVING))
         frames = sorted(browser.driver.execute_async_script(PLAYING)[5:])
     finally:
         browser.close()
@@ -117,6 +132,8 @@ def _in_a_browser(page: Path, folder: Path) -> Numbers:
             ["slider moved, events found, median", f"{computed:.1f}"],
             ["slider moved, painted, median", f"{painted:.1f}"],
             ["slider moved, painted, slowest", f"{worst:.1f}"],
+            ["view moved, painted, median", f"{statistics.median(views):.1f}"],
+            ["view moved, painted, slowest", f"{views[-1]:.1f}"],
             ["between frames while playing, median", f"{statistics.median(frames):.1f}"],
             ["between frames while playing, 95 %", f"{frames[int(0.95 * len(frames))]:.1f}"],
         ],
@@ -124,5 +141,6 @@ def _in_a_browser(page: Path, folder: Path) -> Numbers:
     return {
         "pages.slider_painted_ms": painted,
         "pages.slider_slowest_ms": worst,
+        "pages.view_painted_ms": statistics.median(views),
         "pages.frame_ms_95": frames[int(0.95 * len(frames))],
     }
